@@ -214,23 +214,26 @@ class _Run:
 
     def _prefill(self, store: PrefixStore, batch: Sequence[PrefixGroup], chunk: Sequence[int]) -> list[_Row]:
         """Run the carriers `chunk` packed as [1, N]; returns the rows of their turns, first token included."""
-        segments, starts, kept, spans = [], 0, [], []
+        segments: list[tuple[int, int]] = []
+        spans: list[tuple[int, int, int, int]] = []  # turn, place in the batch, first row of its logits, their count
+        kept: list[int] = []  # positions whose logits are needed
+        offset = 0
         for index in chunk:
             group = batch[index]
-            segments.append((starts, len(group.tokens)))
+            segments.append((offset, len(group.tokens)))
             for member in group.members:
                 turn = self.turns[member]
                 count = max(1, len(turn.gold)) if self.on_gold else 1
-                first = starts + len(turn.prompt) - 1
+                first = offset + len(turn.prompt) - 1
                 spans.append((member, index, len(kept), count))
                 kept.extend(range(first, first + count))
-            starts += len(group.tokens)
+            offset += len(group.tokens)
         device = self.model.device
         store.begin_prefill(segments, chunk, device)
         ids = torch.tensor([[token for index in chunk for token in batch[index].tokens]], device=device)
         positions = torch.tensor([[place for _, length in segments for place in range(length)]], device=device)
         logits = self._forward(ids, positions, torch.tensor(kept, device=device))  # [K, V]
-        self.prefill_tokens += starts
+        self.prefill_tokens += offset
         self._check_finite(logits.amax(dim=-1), [self.turns[member].key for member, _, _, n in spans for _ in range(n)])
         self._score_gold(spans, logits)
         first_tokens = logits[torch.tensor([at for _, _, at, _ in spans], device=logits.device)].argmax(dim=-1)
@@ -241,7 +244,7 @@ class _Run:
         scored = [(member, at, count) for member, _, at, count in spans if self.turns[member].gold]
         if self.on_gold is None or not scored:
             return
-        at = torch.tensor([first + offset for _, first, count in scored for offset in range(count)])
+        at = torch.tensor([first + step for _, first, count in scored for step in range(count)])
         gold = [token for member, _, _ in scored for token in self.turns[member].gold]
         self.on_gold(GoldLogits(
             turns=tuple(member for member, _, _ in scored), counts=tuple(count for _, _, count in scored),
@@ -291,5 +294,6 @@ class _Run:
     def _check_finite(self, highest: torch.Tensor, keys: Sequence[str]) -> None:
         bad = torch.nonzero(~torch.isfinite(highest))
         if len(bad):
-            raise TrialError(f"every logit must be finite, got {highest[bad[0, 0]].item()} for turn {keys[bad[0, 0]]!r}: "
+            first = int(bad[0, 0])
+            raise TrialError(f"every logit must be finite, got {highest[first].item()} for turn {keys[first]!r}: "
                              "the checkpoint is broken or its dtype overflows, try bf16")

@@ -56,7 +56,7 @@ class MemoryModel:
     suffix_tokens: int
 
     def batch_bytes(self, groups: int, longest: int, rows: int, most_rows: int) -> int:
-        """Prefix cache padded to the longest carrier, suffix cache and logits of all rows, scores of the padded table."""
+        """Prefix cache padded to the longest carrier, suffixes and logits of all rows, scores of the padded table."""
         prefix = groups * longest * self.kv_bytes_per_token
         suffix = rows * (self.suffix_tokens * self.kv_bytes_per_token + self.bytes_per_row)
         scores = groups * most_rows * longest * self.score_bytes_per_pair

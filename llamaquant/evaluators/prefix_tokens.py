@@ -1,16 +1,15 @@
-"""CoQA stories -> token ids of every turn's prompt and gold answer, equal to what lm-eval's HF backend feeds a model."""
+"""CoQA stories -> token ids of every turn's prompt and gold answer, equal to what lm-eval's HF backend encodes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from llamaquant.coqa.data import Story, check_stories
 from llamaquant.coqa.prompt import full_dialogue, prompt_for_turn
 from llamaquant.errors import ConfigError, DataError
 from llamaquant.evaluators.prefix_plan import Turn
 from llamaquant.evaluators.prefix_stop import StopRule
-
-Story = Mapping[str, Any]
 
 
 def encode_prompts(tokenizer: Any, texts: Sequence[str], max_prompt_tokens: int,
@@ -59,8 +58,10 @@ def turns_of_stories(tokenizer: Any, stories: Sequence[Story], limit_tokens: int
         gold: also encode the gold answers, for likelihoods and divergence.
 
     Raises:
-        DataError: the first story or turn that is malformed (see `check_stories`).
+        DataError: the first story or turn that is malformed (see `coqa.data.check_stories`).
     """
+    if not stories:
+        raise DataError("an evaluation must have stories, got none: raise limit")
     check_stories(stories)
     turns: list[Turn] = []
     for story in stories:
@@ -69,42 +70,8 @@ def turns_of_stories(tokenizer: Any, stories: Sequence[Story], limit_tokens: int
 
 
 def turn_key(story: Story, turn_index: int) -> str:
-    """Name of a turn in results and errors: story id and the turn's number from 1."""
-    return f"{story['id']}:{turn_index + 1}"
-
-
-def check_stories(stories: Sequence[Story]) -> None:
-    """DataError that names the first story with a repeated id, missing turns or an empty gold answer."""
-    if not stories:
-        raise DataError("there must be at least 1 story to evaluate, got 0: check the data set and limit")
-    seen: set[str] = set()
-    for number, story in enumerate(stories):
-        missing = [name for name in ("id", "story", "questions", "answers") if name not in story]
-        if missing:
-            raise DataError(f"a story must have {missing[0]!r}, got none in story number {number} "
-                            f"({story.get('id', 'no id')!r}): use the official CoQA layout")
-        identity = str(story["id"])
-        if identity in seen:
-            raise DataError(f"story ids must be unique, got {identity!r} twice: remove the repeated story")
-        seen.add(identity)
-        _check_turns(story, identity)
-
-
-def _check_turns(story: Story, identity: str) -> None:
-    asked = len(story["questions"])
-    if not asked:
-        raise DataError(f"a story must have turns, got none in story {identity!r}: remove it")
-    references = {"answers": story["answers"],
-                  **{f"additional_answers[{name}]": answers
-                     for name, answers in (story.get("additional_answers") or {}).items()}}
-    for name, answers in references.items():
-        if len(answers) != asked:
-            raise DataError(f"every turn must have an answer, got {len(answers)} in {name} for {asked} questions of "
-                            f"story {identity!r}: complete or remove the story")
-    for index, answer in enumerate(story["answers"]):
-        if not str(answer["input_text"]).strip():
-            raise DataError(f"a gold answer must have text, got none for turn {turn_key(story, index)!r}: "
-                            "complete or remove the story")
+    """Name of a turn in results and errors: `story_id:turn_id`."""
+    return f"{story['id']}:{story['questions'][turn_index]['turn_id']}"
 
 
 def _turns_of_story(tokenizer: Any, story: Story, limit_tokens: int, gold: bool,
