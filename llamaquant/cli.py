@@ -46,8 +46,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(description: str, own: dict[str, tuple[Any, str]]) -> argparse.ArgumentParser:
     """A parser of `own` and the common parameters; all values arrive as strings."""
+    return bare_parser(description, own | COMMON)
+
+
+def bare_parser(description: str, parameters: dict[str, tuple[Any, str]]) -> argparse.ArgumentParser:
+    """A parser of `parameters` (name -> default and meaning) alone."""
     result = _Parser(description=description, allow_abbrev=False)
-    for name, (default, meaning) in (own | COMMON).items():
+    for name, (default, meaning) in parameters.items():
         shown = str(default).lower() if isinstance(default, bool) else str(default)
         flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
         result.add_argument(*flags, dest=name, default=shown, help=f"{meaning} (default: {shown or 'none'})")

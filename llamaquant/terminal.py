@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from llamaquant.config import ExperimentConfig
+from llamaquant.doctor import Finding
 from llamaquant.runner import RunOptions
 from llamaquant.study import Outcome, Plan, Reporter, SweepSummary
 
@@ -140,3 +141,15 @@ def _cell(outcome: Outcome, metric: str, form: str) -> str:
         metric = "cost/peak_alloc_mib" if "cost/peak_alloc_mib" in outcome.metrics else "cost/peak_rss_mib"
     value = outcome.metrics.get(metric)
     return "" if value is None else format(value, form)
+
+
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """One line per check of the doctor as it comes; True where nothing that is needed is missing."""
+    out = console()
+    healthy = True
+    for finding in findings:
+        colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.status]
+        healthy = healthy and finding.status != "fail"
+        cure = f" -> {finding.cure}" if finding.cure else ""
+        out.print(f"[{colour}]{finding.status:4}[/{colour}] {finding.name}: {escape(finding.detail + cure)}", soft_wrap=True)
+    return healthy
