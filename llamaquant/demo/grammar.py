@@ -10,7 +10,7 @@ from llamaquant.demo.names import MATERIALS, Person, Thing, article
 
 Value = Person | Thing | str | None
 LINKS = ("Then", "Soon", "After that,", "A little later", "Not long afterwards", "In the meantime,", "Before noon")
-LINKED = {"put", "paint", "give", "gather", "share", "feel", "meet", "buy"}
+LINKED = {"put", "paint", "give", "gather", "share", "feel", "meet", "buy", "news"}
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,8 @@ def wordings(value: Value, style: str, asked: Person | None) -> list[str]:
         return [style, capital, f"{capital}."]
     if style == "because":
         return [value, f"because {value}", f"{value[0].upper()}{value[1:]}.", f"Because {value}."]
+    if style == "that":
+        return [value, f"that {value}", value, f"that {value}."]
     if style == "place":
         bare = value.removeprefix("the ")
         return [value, bare, f"at {value}", f"{value[0].upper()}{value[1:]}."]

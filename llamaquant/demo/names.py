@@ -35,7 +35,7 @@ NOUNS = (
 ).split()
 GOODS = (
     "apples eggs pears candles buttons melons loaves tickets postcards onions lemons tulips plums sausages cakes "
-    "shells marbles books stamps cabbages pies coins bottles peaches turnips roses biscuits carrots"
+    "shells marbles books stamps cabbages pies spoons bottles peaches turnips roses biscuits carrots"
 ).split()
 _PLACES = [
     "mill", "bakery", "harbour", "chapel", "library", "market", "barn", "station", "inn", "bridge", "orchard",
@@ -57,8 +57,8 @@ JOBS = (
     "singer blacksmith postman clockmaker beekeeper nurse shepherd dancer judge barber"
 ).split()
 RELATIONS = {
-    "f": "sister cousin aunt neighbour friend niece grandmother".split(),
-    "m": "brother cousin uncle neighbour friend nephew grandfather".split(),
+    "f": "sister cousin aunt neighbour friend niece godmother".split(),
+    "m": "brother cousin uncle neighbour friend nephew godfather".split(),
 }
 PAST_OWNERS = [
     "a famous captain", "an old queen", "a travelling circus", "a rich merchant", "a distant uncle", "a clever thief",
@@ -89,6 +89,12 @@ DELAY_REASONS = [
     "the bridge was closed", "a wheel had broken", "the road was flooded", "the driver fell asleep",
     "a tree had fallen", "the horse was lame", "there was thick fog", "the gate was locked", "the engine failed",
     "the ticket was lost", "there was a parade",
+]  # fmt: skip
+CONTESTS = "singing baking rowing ploughing chess poetry dancing running swimming archery juggling kite-flying".split()
+NEWS = [
+    "the bridge would close soon", "the mayor had resigned", "the circus was coming", "the river was rising",
+    "the school needed a new roof", "the old ship had returned", "the well was dry", "the train would be cancelled",
+    "a thief was in town", "the fair had been moved", "the winter would be long", "the baker had won a prize",
 ]  # fmt: skip
 REFUSALS = [
     "the price was too high", "there was a crack in it", "it was too heavy", "it smelled of fish", "it was far too big",

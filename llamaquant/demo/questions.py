@@ -43,12 +43,13 @@ ASKS: dict[str, list[Ask]] = {
         Ask("What was {S.p} job?", "job", "job"),
         Ask("What did {S} do for a living?", "job", "job"),
         Ask("How old was {S}?", "age"),
-        Ask("Where did {S} live?", "home", "place", "Living where?"),
+        Ask("Where did {S} live?", "home", "place", "And where did {S} live?"),
         Ask("Was {S} {x}?", swap="job", style="a"),
     ],
     "relation": [
         Ask("Who was {S.p} {relation}?", "Q"),
         Ask("How was {Q} related to {S.o}?", "relation"),
+        Ask("What was {Q} to {S.o}?", "relation"),
         Ask("What was {Q.p} job?", "job", "job"),
         Ask("What did {Q} do for a living?", "job", "job"),
         Ask("Was {Q} {S.p} {x}?", swap="relation"),
@@ -65,6 +66,9 @@ ASKS: dict[str, list[Ask]] = {
         Ask("Where did {S} go?", "place", "place", "Where to?"),
         Ask("When did {S} go to {place}?", "when", short="When?"),
         Ask("How did {S} get to {place}?", "how", short="How did {S} get there?"),
+        Ask("How did {S} travel?", "how"),
+        Ask("What was {S} going to do at {place}?", "why", short="What did {S} want to do there?"),
+        Ask("On which day did {S} go?", "when", short="On which day?"),
         Ask("Why did {S} go to {place}?", "why", short="What for?"),
         Ask("Who went to {place}?", "S"),
         Ask("Did {S} travel {x}?", swap="how"),
@@ -84,7 +88,7 @@ ASKS: dict[str, list[Ask]] = {
         Ask("Who had {T.a}?", "Q"),
     ],
     "stay": [
-        Ask("How many nights did {S} stay there?", "nights", short="For how many nights?"),
+        Ask("How many nights did {S} stay at {place}?", "nights", short="For how many nights?"),
         Ask("Where did {S} stay?", "place", "place"),
     ],
     "buy": [
@@ -119,6 +123,19 @@ ASKS: dict[str, list[Ask]] = {
         Ask("Did {S} give {T} to {x}?", swap="R"),
     ],
     "holder": [Ask("Who had {T} in the end?", "S"), Ask("Whose was {T} in the end?", "S")],
+    "contest": [
+        Ask("Who won the {contest} contest?", "S", short="Who won?"),
+        Ask("Who came second?", "R", short="And second?"),
+        Ask("What was the prize?", "T"),
+        Ask("What kind of contest was it?", "contest"),
+        Ask("Did {x} win?", swap="S"),
+        Ask("Was it a {x} contest?", swap="contest"),
+    ],
+    "news": [
+        Ask("What did {S} tell {R.o}?", "news", "that"),
+        Ask("Who was told that {news}?", "R"),
+        Ask("Who gave {R.o} the news?", "S"),
+    ],
     "miss": [Ask("What was missing?", "T"), Ask("Who could not find {T}?", "S")],
     "find": [
         Ask("Who found {T}?", "F", short="Who found it?"),

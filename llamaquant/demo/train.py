@@ -292,4 +292,4 @@ def _device_name(device: torch.device) -> str:
 def _git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
