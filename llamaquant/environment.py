@@ -61,6 +61,11 @@ def nvidia_smi(*fields: str) -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
+def has_nvidia_driver() -> bool:
+    """Whether a CUDA device could be there; asks the file system and nvidia-smi, not torch. /dev/dxg is WSL's."""
+    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg") or bool(nvidia_smi("index"))
+
+
 def describe() -> dict[str, str]:
     """Flat facts for run tags; no user name, host name, path or environment variable is among them."""
     gpus = nvidia_smi("name", "driver_version", "memory.total")

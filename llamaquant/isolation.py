@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import llamaquant.errors
+from llamaquant.environment import has_nvidia_driver
 from llamaquant.errors import LlamaQuantError, TrialError
 
 PRELOAD = ["torch", "transformers", "lm_eval.evaluator", "lm_eval.models.huggingface"]
 """Imported once per study and inherited by every child: together about 10 s on two cores."""
-PR_SET_PDEATHSIG = 1
 
 Progress = Callable[[str, float], None]
 """Called with what is under way and the finished share in 0..1."""
@@ -51,7 +51,7 @@ def in_fresh_process(function: Callable[..., Any], *args: Any, log: Path, timeou
 
 def _context() -> Any:
     """A fork server with the heavy imports done, where no CUDA driver could be initialised in it; else spawn."""
-    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+    if sys.platform != "linux" or has_nvidia_driver():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -98,9 +98,9 @@ def _end(process: Any) -> None:
 
 
 def _child(sender: Connection, log: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    _die_with_parent()
     with contextlib.suppress(OSError):
         os.setsid()
+    _die_with_parent()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_DFL)
     stream = open(log, "a", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long as the process
@@ -129,8 +129,15 @@ def _described(error: BaseException) -> tuple[str, str]:
 
 
 def _die_with_parent() -> None:
-    """Linux sends SIGKILL to this process when its parent goes (prctl(2)); elsewhere nothing does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)
+    """Watch the process that asked for this one and end this whole process group when it goes.
+
+    Neither the fork server nor prctl's parent-death signal does that: the server lives as long as any child.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamaquant.config import ExperimentConfig, digest
+from llamaquant.environment import has_nvidia_driver, version_of
 from llamaquant.errors import BackendError, ConfigError, LlamaQuantError, TrialError
 from llamaquant.methods import get_method
 from llamaquant.model import ModelShape
@@ -125,11 +126,22 @@ def make_plan(configs: Sequence[ExperimentConfig]) -> Plan:
     sizes = []
     for config in configs:
         method, options = get_method(config.quantization.method), config.quantization.options
+        _check_machine(config)
         method.check_shape(options, source.shape)
         dtype = config.dtype if config.dtype != "auto" else "bf16"  # fp16 on old GPUs: as large
         sizes.append(sum(method.predicted_bytes(options, source.shape, dtype).values()))
     return Plan(configs=tuple(configs), source=source, stories=tuple(stories), checkpoint_bytes=tuple(sizes),
                 predicted_bits=tuple(8.0 * size / source.shape.parameters for size in sizes))
+
+
+def _check_machine(config: ExperimentConfig) -> None:
+    """BackendError for a device or a library that is plainly not here, without waiting for torch to say so."""
+    if config.device.startswith("cuda") and not has_nvidia_driver():
+        raise BackendError(f"device must exist on this machine, got {config.device!r} without an NVIDIA driver: use device=cpu or auto")
+    for package in get_method(config.quantization.method).packages:
+        if version_of(package) == "absent":
+            raise BackendError(f"method {config.quantization.method} needs {package}, got an environment without it: make env "
+                               "(a C compiler and Python.h are needed; see `mlflow run . -e doctor`)")
 
 
 def run_configs(command: str, plan: Plan, tracker: Tracker, options: RunOptions, reporter: Reporter | None = None,

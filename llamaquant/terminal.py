@@ -16,6 +16,7 @@ from rich.table import Table
 
 from llamaquant.config import ExperimentConfig
 from llamaquant.doctor import Finding
+from llamaquant.environment import has_nvidia_driver
 from llamaquant.runner import RunOptions
 from llamaquant.study import Outcome, Plan, Reporter, SweepSummary
 
@@ -34,7 +35,7 @@ def console() -> Console:
 
 def estimate_seconds(plan: Plan) -> float:
     """Rough time of the whole command (a factor of three either way): FLOPs of the prompts over a guessed rate."""
-    gpu = plan.configs[0].device.startswith("cuda") or (plan.configs[0].device == "auto" and os.path.exists("/dev/nvidiactl"))
+    gpu = plan.configs[0].device.startswith("cuda") or (plan.configs[0].device == "auto" and has_nvidia_driver())
     rate = GPU_FLOPS if gpu else CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)
     work = 2.0 * plan.shape.parameters * TOKENS_PER_QUESTION * (len(plan.stories) + 20)
     return len(plan.configs) * (OVERHEAD_S + work / rate)
