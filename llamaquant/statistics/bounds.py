@@ -60,16 +60,18 @@ def _skewed_quantile(t: Any, skewness: Any, n: int) -> Any:
 def student_bounds(sums: Any, sizes: Any, active: Any, alpha_low: float, alpha_high: float) -> tuple[Any, Any]:
     """One-sided Student t bounds at `alpha_low` (lower) and `alpha_high` (upper), widened where the data are skewed.
 
-    Degrees of freedom are the stories that differ (`active`), less one; towards the long tail Kish's effective number
-    of stories, less one, because there the standard error rests on the few largest residuals. Hall's correction may
-    move a bound outwards only: its inward half rests on a skewness that small samples underestimate.
+    With zeros and a few large residuals the standard error knows less than its stories suggest: degrees of freedom are
+    Kish's effective number K of stories less one towards the long tail, 1.5 K less one towards the short one, and never
+    more than the stories that differ (`active`) less one. The factor 1.5 is calibrated (docs/statistics.md). Hall's
+    correction may move a bound outwards only: its inward half rests on a skewness that small samples underestimate.
     """
     n = sums.shape[-1]
     moments = ratio_moments(sums, sizes)
-    wide = np.maximum(np.asarray(active) - 1.0, 1.0)
-    narrow = np.minimum(np.maximum(moments.effective_stories - 1.0, 2.0), wide)
-    t_low = stats.t.isf(alpha_low, np.where(moments.skewness < 0, narrow, wide))
-    t_high = stats.t.isf(alpha_high, np.where(moments.skewness > 0, narrow, wide))
+    most = np.maximum(np.asarray(active) - 1.0, 1.0)
+    long_tail = np.minimum(np.maximum(moments.effective_stories - 1.0, 2.0), most)
+    short_tail = np.minimum(np.maximum(1.5 * moments.effective_stories - 1.0, 2.0), most)
+    t_low = stats.t.isf(alpha_low, np.where(moments.skewness < -1e-9, long_tail, short_tail))
+    t_high = stats.t.isf(alpha_high, np.where(moments.skewness > 1e-9, long_tail, short_tail))
     reach_low = np.maximum(t_low, _skewed_quantile(t_low, moments.skewness, n))
     reach_high = np.maximum(t_high, -_skewed_quantile(-t_high, moments.skewness, n))
     return (
@@ -97,9 +99,11 @@ def gamma_upper(weights: Any, unseen: Any, alpha: float) -> Any:
     `unseen` is the weight of one more event. No event at all gives `unseen * -log(alpha)`: the rule of three (3.0 at
     5%, 3.69 at 2.5%).
     """
-    total, variance = weights.sum(-1), (weights**2).sum(-1)
-    shape = (total + unseen) ** 2 / (variance + unseen**2)
-    return (variance + unseen**2) / (total + unseen) * stats.gamma.isf(alpha, shape)
+    total = weights.sum(-1) + unseen
+    variance = (weights**2).sum(-1) + unseen**2
+    possible = total > 0  # not where a score sits on its own limit: an F1 of 0 cannot fall
+    total, variance = np.where(possible, total, 1.0), np.where(possible, variance, 1.0)
+    return np.where(possible, variance / total * stats.gamma.isf(alpha, total**2 / variance), 0.0)
 
 
 def gamma_lower(weights: Any, alpha: float) -> Any:

@@ -136,9 +136,7 @@ def one_sided_bounds(
 ) -> tuple[float, float, str, int]:
     """(lower, upper, method, differing stories): bounds at two separate one-sided levels."""
     if not 0.0 <= correlation_cap <= 1.0:
-        raise ConfigError(
-            f"the intra-story correlation cap must lie in [0, 1], got {correlation_cap}: 1 assumes nothing"
-        )
+        raise ConfigError(f"correlation_cap must lie in [0, 1], got {correlation_cap}: 1 assumes nothing")
     centre, differing = _centre(totals)
     if centre is None:
         bounds = student_bounds(totals.sums, totals.sizes, differing, alpha_low, alpha_high)

@@ -100,8 +100,8 @@ def check_power(
     if margin < decidable and not force:
         needed = stories_for_margin(margin, turns_per_story, planning, alpha)
         raise ConfigError(
-            f"max_f1_drop must be one that the stories can decide, got {margin:g}: {n_stories} stories of {turns_per_story:g} "
-            f"questions decide {decidable:.3g} at {POWER:.0%} power; use {needed:,} stories, a larger margin, or force=true"
+            f"max_f1_drop must be decidable, got {margin:g}: {n_stories} stories of {turns_per_story:g} questions "
+            f"decide {decidable:.3g} at {POWER:.0%} power; use {needed:,} stories, a larger margin, or force=true"
         )
     return decidable
 
