@@ -172,7 +172,7 @@ def _open_study(command: str, plan: Plan, output: Path, tracker: Tracker, parent
     """The unfinished study of these configs, or a new one with every config enqueued once."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed config is told in one line, with its reason
     database = output.resolve() / "study.db"
     base = f"{command}-{digest([plan.source.identity, *(config.fingerprint() for config in plan.configs)])}"
     try:
@@ -183,25 +183,34 @@ def _open_study(command: str, plan: Plan, output: Path, tracker: Tracker, parent
                            "away or use another output") from None
     for name in earlier:
         study = optuna.load_study(study_name=name, storage=storage)
-        if any(not trial.state.is_finished() for trial in study.trials):
-            _resume(study, tracker, parent)
+        if len(_finished(study, plan)) < len(plan.configs):
+            _resume(study, plan, tracker, parent)
             return study
     study = optuna.create_study(study_name=f"{base}.{len(earlier) + 1}", storage=storage, direction="minimize",
                                 sampler=optuna.samplers.RandomSampler(seed=plan.configs[0].seed))
     study.set_user_attr(PARENT_ATTR, parent)
-    for position, config in enumerate(plan.configs):
-        study.enqueue_trial({"config": position}, user_attrs={POSITION_ATTR: position, CONFIG_ATTR: config.to_params()})
+    for position in range(len(plan.configs)):
+        _enqueue(study, plan, position)
     return study
 
 
-def _resume(study: optuna.Study, tracker: Tracker, parent: str) -> None:
-    """Take over what an interrupted command finished; what it had begun is begun again."""
-    import optuna
+def _enqueue(study: optuna.Study, plan: Plan, position: int) -> None:
+    attrs = {POSITION_ATTR: position, CONFIG_ATTR: plan.configs[position].to_params()}
+    study.enqueue_trial({"config": position}, user_attrs=attrs)
 
-    for trial in study.trials:
-        if trial.state == optuna.trial.TrialState.RUNNING:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial({"config": trial.user_attrs[POSITION_ATTR]}, user_attrs=trial.user_attrs)
+
+def _resume(study: optuna.Study, plan: Plan, tracker: Tracker, parent: str) -> None:
+    """Take over what an interrupted command finished; what it had begun is begun again.
+
+    Ctrl-C leaves its trial failed without an outcome, SIGKILL leaves it running.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    waiting = {trial.user_attrs[POSITION_ATTR] for trial in study.get_trials(states=(TrialState.WAITING,))}
+    for position in sorted(set(range(len(plan.configs))) - waiting - set(_finished(study, plan))):
+        _enqueue(study, plan, position)
     tracker.reparent(study.user_attrs[PARENT_ATTR], parent)
     study.set_user_attr(PARENT_ATTR, parent)
 
