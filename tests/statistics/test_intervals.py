@@ -154,7 +154,7 @@ def test_ten_differing_stories_are_enough_for_student_t():
         assert (interval.method, interval.differing_stories) == (method, differing)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(paired_stories(), st.sampled_from([0.9, 0.95, 0.98]))
 def test_intervals_are_finite_ordered_and_never_empty(pair, confidence):
     for interval in (
@@ -166,14 +166,14 @@ def test_intervals_are_finite_ordered_and_never_empty(pair, confidence):
         assert all(math.isfinite(value) for value in interval.to_metrics("x").values())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(paired_stories())
 def test_swapping_candidate_and_baseline_mirrors_the_interval(pair):
     there, back = difference_interval(*pair, seed=None), difference_interval(*reversed(pair), seed=None)
     assert (-back.upper, -back.lower) == pytest.approx((there.lower, there.upper), abs=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(paired_stories())
 def test_more_confidence_means_a_wider_interval(pair):
     narrow, wide = (difference_interval(*pair, confidence, seed=None) for confidence in (0.9, 0.99))

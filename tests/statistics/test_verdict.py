@@ -40,7 +40,7 @@ def test_verdicts_of_clear_cases(mean, verdict):
     assert compare(*noisy(mean), Criterion(max_f1_drop=0.01), seed=None).verdict is verdict
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from([-0.5, -0.1, 0.0, 0.0, 0.0, 0.1, 0.5]), min_size=1, max_size=3),
