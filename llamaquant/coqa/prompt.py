@@ -59,6 +59,5 @@ def _turns(story: Story, count: int) -> str:
     questions: Sequence[Story] = story["questions"][:count]
     answers: Sequence[Story] = story["answers"][:count]
     return "".join(
-        f"Q: {question['input_text']}\n\nA: {answer['input_text']}\n\n"
-        for question, answer in zip(questions, answers, strict=True)
+        f"Q: {question['input_text']}\n\nA: {answer['input_text']}\n\n" for question, answer in zip(questions, answers, strict=True)
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamaquant.coqa.prompt import full_dialogue
 from llamaquant.demo.world import generate_stories
@@ -26,9 +27,9 @@ CHUNK_STORIES = 1000
 class Corpus:
     """Dialogues one after the other: `tokens` [N] uint16, `is_answer` [N] bool, `starts` [stories + 1] int64."""
 
-    tokens: np.ndarray
-    is_answer: np.ndarray
-    starts: np.ndarray
+    tokens: NDArray[np.uint16]
+    is_answer: NDArray[np.bool_]
+    starts: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.is_answer) or int(self.starts[-1]) != len(self.tokens):
@@ -38,7 +39,7 @@ class Corpus:
             )
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[np.int64]:
         """Tokens per dialogue, [stories] int64."""
         return np.diff(self.starts)
 
@@ -55,10 +56,7 @@ class Corpus:
 
 def build_corpus(tokenizer: Tokenizer, stories: int, seed: int = 0, workers: int = 1) -> Corpus:
     """Generate and tokenise `stories` training stories in `workers` processes; the result does not depend on them."""
-    jobs = [
-        (tokenizer.to_str(), seed, start, min(CHUNK_STORIES, stories - start))
-        for start in range(0, stories, CHUNK_STORIES)
-    ]
+    jobs = [(tokenizer.to_str(), seed, start, min(CHUNK_STORIES, stories - start)) for start in range(0, stories, CHUNK_STORIES)]
     if workers <= 1:
         parts = [_chunk(job) for job in jobs]
     else:
@@ -92,7 +90,7 @@ def encode_dialogue(tokenizer: Tokenizer, story: Mapping[str, Any]) -> tuple[lis
     return encoding.ids, mask
 
 
-def batches(lengths: np.ndarray, batch_size: int, pads: Sequence[int], seed: int) -> Iterator[tuple[int, np.ndarray]]:
+def batches(lengths: NDArray[np.int64], batch_size: int, pads: Sequence[int], seed: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Endless (padded length, story indices [batch_size]) of similar lengths; dialogues over the last pad are left out.
 
     Every pass over the corpus is shuffled anew; incomplete batches are dropped.
@@ -101,9 +99,7 @@ def batches(lengths: np.ndarray, batch_size: int, pads: Sequence[int], seed: int
     bins = np.searchsorted(np.asarray(pads), lengths)
     groups = [(pad, np.flatnonzero(bins == i)) for i, pad in enumerate(pads)]
     if all(len(members) < batch_size for _, members in groups):
-        raise DataError(
-            f"a corpus needs at least {batch_size} dialogues of similar length, got {len(lengths)}: use more stories"
-        )
+        raise DataError(f"a corpus needs at least {batch_size} dialogues of similar length, got {len(lengths)}: use more stories")
     while True:
         epoch = []
         for pad, members in groups:
@@ -113,7 +109,7 @@ def batches(lengths: np.ndarray, batch_size: int, pads: Sequence[int], seed: int
             yield epoch[position]
 
 
-def _chunk(job: tuple[str, int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _chunk(job: tuple[str, int, int, int]) -> tuple[NDArray[np.uint16], NDArray[np.bool_], NDArray[np.int64]]:
     from tokenizers import Tokenizer
 
     tokenizer_json, seed, start, count = job

@@ -57,9 +57,7 @@ def evaluate(
     )
 
 
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
-) -> list[str]:
+def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int) -> list[str]:
     """Greedy answers, one line each; generation ends at the first token with a line break."""
     import torch
 

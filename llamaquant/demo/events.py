@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from llamaquant.demo import names
-from llamaquant.demo.grammar import Fact, Narrator
+from llamaquant.demo.grammar import Fact, Narrator, Span, Value
 from llamaquant.demo.names import NUMBERS, Cast, Person, Thing, article
 
 
@@ -16,7 +16,8 @@ class Scene:
         self.cast, self.rng = cast, rng
         self.narrator = Narrator(rng)
         self.holder: dict[Thing, Person] = {}
-        self.spots: dict[Thing, list[Fact]] = {}
+        self.puts: dict[Thing, list[Fact]] = {}
+        self.spot: dict[Thing, Fact] = {}
         self.place: dict[Person, str] = {}
         self.known_place: dict[str, bool] = {}
         self._containers = rng.sample(names.CONTAINERS, 6)
@@ -173,7 +174,8 @@ class Scene:
             else ("{S} put {T} {spot}.", "{S} laid {T} {spot}.", "Back at home {S} left {T} {spot}.")
         )  # fmt: skip
         fact = self.narrator.say(*options, kind="move" if moved else "put", S=person, T=thing, spot=spot)
-        self.spots.setdefault(thing, []).append(fact)
+        self.puts.setdefault(thing, []).append(fact)
+        self.spot[thing] = fact
 
     def give(self, person: Person, thing: Thing, receiver: Person) -> None:
         """`thing` changes hands; the reason may stay open. A spot known before no longer holds."""
@@ -188,20 +190,18 @@ class Scene:
             not_R=self.rng.choice([p for p in self.cast.people if p not in (person, receiver)]),
         )  # fmt: skip
         self.holder[thing] = receiver
-        self.spots.pop(thing, None)
+        self.spot.pop(thing, None)
 
     def lose(self, person: Person, thing: Thing, finder: Person, place: str) -> None:
         """`person` loses `thing`, `finder` finds it at `place` and brings it back."""
-        self.narrator.say(
-            "One day {S} could not find {T}.", "Then {S} noticed that {T} was missing.", kind="miss", S=person, T=thing
-        )
+        self.narrator.say("One day {S} could not find {T}.", "Then {S} noticed that {T} was missing.", kind="miss", S=person, T=thing)
         self.narrator.say(
             "{F} found {T.it} near {place} and brought it back.",
             "At last {F} came across {T.it} outside {place} and returned it.",
             kind="find", F=finder, T=thing, place=place, S=person,
             not_F=self.rng.choice([p for p in self.cast.people if p not in (finder, person)]),
         )  # fmt: skip
-        self.spots.pop(thing, None)
+        self.spot.pop(thing, None)
 
     def paint(self, person: Person, thing: Thing) -> None:
         color = self._other([c for c in names.COLOURS if c != "golden"], thing.adjective)
@@ -243,7 +243,7 @@ class Scene:
             fact = self.narrator.say("{S} {verb} {more} more.", "{S} {verb} another {more}.", S=helper, verb=verb,
                                      more=NUMBERS[more])  # fmt: skip
             count += more
-            roles = {"S": person, "Q": helper, "goods": goods, "verb": verb, "more": NUMBERS[more]}
+            roles: dict[str, Value] = {"S": person, "Q": helper, "goods": goods, "verb": verb, "more": NUMBERS[more]}
             self._derive("together", fact, {"more": fact.spans["more"]}, **roles, count=NUMBERS[count])
         return goods, count
 
@@ -252,7 +252,7 @@ class Scene:
         part = self.rng.randrange(2, count - 1)
         if receiver:
             fact = self.narrator.say(
-                "{S} gave {part} of the {goods} to {R}.", "{S} sold {part} of the {goods} to {R}.",
+                "{S} sold {part} of the {goods} to {R}.",
                 kind="share", S=person, R=receiver, part=NUMBERS[part], goods=goods,
             )  # fmt: skip
         else:
@@ -266,13 +266,13 @@ class Scene:
 
     def close(self) -> None:
         """Facts about the end of the story that no single sentence states."""
-        for thing, facts in self.spots.items():
-            last = facts[-1]
-            self._derive("spot", last, {"spot": last.spans["spot"]}, T=thing, S=last.value("S"), spot=last.value("spot"))
+        for thing, facts in self.puts.items():
+            if thing in self.spot:
+                last = self.spot[thing]
+                once = [fact.value("S") for fact in facts].count(last.value("S")) == 1
+                self._derive_spot("spot" if once else "last_spot", last)
             if len(facts) > 1:
-                first = facts[0]
-                self._derive("first_spot", first, {"spot": first.spans["spot"]}, T=thing, S=first.value("S"),
-                             spot=first.value("spot"))  # fmt: skip
+                self._derive_spot("first_spot", facts[0])
         for thing, person in self.holder.items():
             given = [f for f in self.narrator.facts if f.kind in ("give", "buy") and f.value("T") == thing]
             if given:
@@ -280,7 +280,11 @@ class Scene:
                 role = next(role for role in ("R", "S") if fact.value(role) == person)
                 self._derive("holder", fact, {"S": fact.spans[role]} if role in fact.spans else {}, T=thing, S=person)
 
-    def _derive(self, kind: str, evidence: Fact, spans: dict, **roles: Person | Thing | str | None) -> None:
+    def _derive_spot(self, kind: str, put: Fact) -> None:
+        roles = {role: put.value(role) for role in ("S", "T", "spot")}
+        self._derive(kind, put, {"spot": put.spans["spot"]}, **roles)
+
+    def _derive(self, kind: str, evidence: Fact, spans: dict[str, Span], **roles: Value) -> None:
         self.narrator.facts.append(Fact(kind, dict(roles), spans, evidence.sentence))
 
     def _other(self, values: list[str], value: str | None) -> str:

@@ -45,7 +45,7 @@ class Narrator:
     rng: random.Random
     text: str = ""
     facts: list[Fact] = field(default_factory=list)
-    named: dict[Person | Thing, Span] = field(default_factory=dict)
+    named: dict[Person | Thing | str, Span] = field(default_factory=dict)
     _subject: Person | None = None
     _others: frozenset[str] = frozenset()
     _thing: Thing | None = None
@@ -75,7 +75,7 @@ class Narrator:
         self.text += (" " if self.text else "") + sentence
         self._update_focus(template, roles)
         for role, value in roles.items():
-            if isinstance(value, Person | Thing) and value in self.named:
+            if value in self.named and (role in ("place", "home") or not isinstance(value, str)):
                 spans.setdefault(role, self.named[value])
         fact = Fact(kind or "", dict(roles), spans, Span(start, len(self.text)))
         if kind:
@@ -107,7 +107,7 @@ class Narrator:
         return f"the {thing.phrase}", 4
 
     def _remember(self, value: Value, span: Span) -> None:
-        if isinstance(value, Person | Thing):
+        if value is not None:
             self.named.setdefault(value, span)
 
     def _update_focus(self, template: str, roles: dict[str, Value]) -> None:

@@ -12,68 +12,72 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 CLASSES = 8
 SPLIT_CELLS = {"train": (0, 1, 2, 3, 4), "calibration": (5,), "evaluation": (6,), "confirmation": (7,)}
 
-_STARTS = (
+_STARTS = _words(
     "Bal Bel Ber Bor Bran Cal Car Cas Cor Dal Dan Dar Del Dor Dun El Fal Far Fen Fin Gal Gar Gil Gor Hal Har Hel Hol "
     "Ing Jal Jor Jun Kal Kar Kel Kor Lan Lar Len Lor Mal Mar Mel Mir Mor Nal Nar Nel Nor Ol Or Pal Par Pel Per Quin "
     "Ral Ran Rel Ros Sal San Sel Sil Sor Tal Tar Tel Tor Ul Val Van Vel Vin Wal Wen Wil Yar Yel Zan Zel"
-).split()
-_FEMALE_ENDS = "ina ora elle ia ada issa enna etta ila ika una essa anda yra ira ola ena ava".split()
-_MALE_ENDS = "an or ek us ric ten dal mund win o ard ik old ero bert is in son".split()
+)
+_FEMALE_ENDS = _words("ina ora elle ia ada issa enna etta ila ika una essa anda yra ira ola ena ava")
+_MALE_ENDS = _words("an or ek us ric ten dal mund win o ard ik old ero bert is in son")
 
-MATERIALS = (
+MATERIALS = _words(
     "brass copper silver wooden leather clay glass iron woollen silk paper ivory tin velvet marble cotton bronze oak "
     "amber pewter bamboo straw linen steel"
-).split()
-COLOURS = "red blue green yellow white black orange purple pink brown grey golden".split()
-NOUNS = (
+)
+COLOURS = _words("red blue green yellow white black orange purple pink brown grey golden")
+NOUNS = _words(
     "lantern kettle whistle basket drum clock mirror violin hammer compass teapot necklace puppet ladder chest flute "
     "saddle candlestick bell lamp map vase ring kite blanket umbrella trumpet bowl box bucket chair coat doll fan "
     "flag globe hat harp jug key knife locket mask mug pipe purse rope scarf shield stool telescope tray wheel"
-).split()
-GOODS = (
+)
+GOODS = _words(
     "apples eggs pears candles buttons melons loaves tickets postcards onions lemons tulips plums sausages cakes "
     "shells marbles books stamps cabbages pies spoons bottles peaches turnips roses biscuits carrots"
-).split()
+)
 _PLACES = [
     "mill", "bakery", "harbour", "chapel", "library", "market", "barn", "station", "inn", "bridge", "orchard",
     "school", "lighthouse", "museum", "garden", "theatre", "stable", "tower", "farm", "workshop", "castle",
     "post office", "ferry dock", "town hall", "bath house", "tea shop", "fish market", "meadow", "quarry", "vineyard",
 ]  # fmt: skip
-_PLACE_WORDS = (
+_PLACE_WORDS = _words(
     "old north south east west upper lower royal little great abandoned stone village riverside hilltop new hidden "
     "famous quiet crooked windy sunny snowy narrow"
-).split()
+)
 CONTAINERS = [
     "under the bed", "behind the stove", "on the top shelf", "in the cellar", "inside a large trunk", "by the window",
     "in a drawer", "under the stairs", "in the attic", "on the kitchen table", "behind the curtain", "in the wardrobe",
     "beside the front door", "under a loose floorboard", "in the pantry", "on the mantelpiece", "behind the barrels",
     "in a wicker hamper", "next to the piano", "on the windowsill", "under the workbench", "in the garden shed",
 ]  # fmt: skip
-JOBS = (
+JOBS = _words(
     "baker potter tailor sailor teacher farmer miller painter doctor carpenter weaver fisher gardener librarian cook "
     "singer blacksmith postman clockmaker beekeeper nurse shepherd dancer judge barber"
-).split()
+)
 RELATIONS = {
-    "f": "sister cousin aunt neighbour friend niece godmother".split(),
-    "m": "brother cousin uncle neighbour friend nephew godfather".split(),
+    "f": _words("sister cousin aunt neighbour friend niece godmother"),
+    "m": _words("brother cousin uncle neighbour friend nephew godfather"),
 }
 PAST_OWNERS = [
     "a famous captain", "an old queen", "a travelling circus", "a rich merchant", "a distant uncle", "a clever thief",
     "a country doctor", "the last mayor", "a retired general", "a blind musician",
 ]  # fmt: skip
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-DAY_PARTS = "morning afternoon evening".split()
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+DAY_PARTS = _words("morning afternoon evening")
 TRANSPORT = ["by train", "by boat", "on foot", "by bicycle", "by bus", "on horseback", "in a cart", "by ferry", "by tram"]
 WEATHER = ["rainy", "sunny", "foggy", "windy", "snowy", "cloudy", "stormy", "frosty", "hot", "misty"]
 MOODS = ["happy", "tired", "proud", "angry", "sad", "surprised", "worried", "relieved", "nervous", "grateful"]
-ANIMALS = "dog cat goat parrot pony goose donkey rabbit turtle monkey lamb ferret hen fox".split()
-PETS = (
-    "Pip Biscuit Tumble Pepper Snow Bramble Button Smoky Ginger Mossy Patch Rusty Nettle Clover Hazel Dusty Waffle "
-    "Pickle Thimble Cricket"
-).split()
+ANIMALS = _words("dog cat goat parrot pony goose donkey rabbit turtle monkey lamb ferret hen fox")
+PETS = _words(
+    "Pip Biscuit Tumble Pepper Snow Bramble Button Smoky Ginger Mossy Patch Rusty Nettle Clover Hazel Dusty Waffle Pickle Thimble Cricket"
+)
 GIFT_REASONS = [
     "it was {pos} birthday", "{sub} had been ill", "{sub} had lost {pos} own", "{sub} was moving away",
     "{sub} had passed an exam", "{sub} had always wanted one", "{sub} had helped with the roof",
@@ -90,7 +94,7 @@ DELAY_REASONS = [
     "a tree had fallen", "the horse was lame", "there was thick fog", "the gate was locked", "the engine failed",
     "the ticket was lost", "there was a parade",
 ]  # fmt: skip
-CONTESTS = "singing baking rowing ploughing chess poetry dancing running swimming archery juggling kite-flying".split()
+CONTESTS = _words("singing baking rowing ploughing chess poetry dancing running swimming archery juggling kite-flying")
 NEWS = [
     "the bridge would close soon", "the mayor had resigned", "the circus was coming", "the river was rising",
     "the school needed a new roof", "the old ship had returned", "the well was dry", "the train would be cancelled",
@@ -101,11 +105,11 @@ REFUSALS = [
     "there was no money left", "it looked rather cheap", "the colour was wrong", "it made a strange noise",
     "a friend already owned one",
 ]  # fmt: skip
-NUMBERS = (
+NUMBERS = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six twenty-seven "
     "twenty-eight twenty-nine thirty"
-).split()
+)
 
 _PRONOUNS = {"f": ("she", "her", "her"), "m": ("he", "him", "his")}
 

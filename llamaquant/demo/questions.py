@@ -109,6 +109,7 @@ ASKS: dict[str, list[Ask]] = {
     "put": [Ask("Who put {T} {spot}?", "S"), Ask("What did {S} put {spot}?", "T")],
     "move": [Ask("Who moved {T}?", "S"), Ask("What was moved?", "T"), Ask("Was {T} moved?", "yes")],
     "first_spot": [Ask("Where was {T} at first?", "spot", short="And at first?")],
+    "last_spot": [Ask("Where was {T} in the end?", "spot", short="And in the end?")],
     "spot": [
         Ask("Where was {T} in the end?", "spot", short="And in the end?"),
         Ask("Where did {S} put {T}?", "spot", short="Where?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,8 +73,7 @@ class TrainConfig:
             raise ConfigError(f"these must be at least 1, got {', '.join(bad)}: raise them")
         if not 0 < self.learning_rate < 1 or not 0 <= self.story_weight <= 1:
             raise ConfigError(
-                f"learning_rate must be in (0, 1) and story_weight in [0, 1], got {self.learning_rate},"
-                f" {self.story_weight}: correct them"
+                f"learning_rate must be in (0, 1) and story_weight in [0, 1], got {self.learning_rate}, {self.story_weight}: correct them"
             )
         if self.device not in ("auto", "cuda", "cpu"):
             raise ConfigError(f"device must be auto, cuda or cpu, got {self.device!r}: name one of them")
@@ -96,9 +96,7 @@ class TrainResult:
     capacity: dict[str, float]  # last-turn F1 of the round-to-nearest simulation, see capacity.py
 
 
-def train_demo(
-    config: TrainConfig, out: Path, on_metrics: OnMetrics | None = None, corpus: Corpus | None = None
-) -> TrainResult:
+def train_demo(config: TrainConfig, out: Path, on_metrics: OnMetrics | None = None, corpus: Corpus | None = None) -> TrainResult:
     """Train, evaluate and write a checkpoint folder (weights, config, tokenizer, model card) at `out`.
 
     `on_metrics(step, values)` hears the loss every 100 steps and the scores of every evaluation. `corpus`: ready
@@ -157,9 +155,7 @@ _SPECIAL = {PAD: 0, BOS: 1, EOS: 2}  # the order in which the tokenizer's traine
 _PADS = (288, 384, 512)  # tokens per dialogue in a batch: few shapes, so that compilation happens rarely
 
 
-def _optimise(
-    model: Any, corpus: Corpus, config: TrainConfig, device: torch.device, report: OnMetrics, out: Path
-) -> tuple[int, float]:
+def _optimise(model: Any, corpus: Corpus, config: TrainConfig, device: torch.device, report: OnMetrics, out: Path) -> tuple[int, float]:
     """AdamW without weight decay (large weights are what quantization finds hard); returns (steps, mean last loss)."""
     import torch
 
@@ -167,31 +163,37 @@ def _optimise(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda"
     )
     loss_of = _LossFunction(model, corpus, config, device)
-    stream = batches(corpus.lengths, config.batch_size, _PADS, config.seed)
     loss_of.warm_up()
-    begin, recent, progress, step = time.perf_counter(), [], 0.0, 0
+    stream = batches(corpus.lengths, config.batch_size, _PADS, config.seed)
+    recent: deque[torch.Tensor] = deque(maxlen=100)
+    begin, progress, step, mean = time.perf_counter(), 0.0, 0, math.nan
     while progress < 1.0:
         rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * (1.0 - progress)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(*next(stream))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        recent.append(_step(model, optimizer, rate, loss_of(*next(stream))))
         step += 1
-        recent = [*recent[-99:], loss.detach()]
-        progress = step / config.steps
-        if config.max_minutes:
-            progress = max(progress, (time.perf_counter() - begin) / 60 / config.max_minutes)
+        seconds = time.perf_counter() - begin
+        progress = max(step / config.steps, seconds / 60 / config.max_minutes if config.max_minutes else 0.0)
         if step % 100 == 0 or progress >= 1.0:
-            mean = float(torch.stack(recent).mean())
+            mean = float(torch.stack(list(recent)).mean())
             if not math.isfinite(mean):
                 raise TrialError(f"the loss must stay finite, got {mean} at step {step}: lower the learning rate")
-            report(step, {"train_loss": mean, "learning_rate": rate, "seconds": time.perf_counter() - begin})
+            report(step, {"train_loss": mean, "learning_rate": rate, "seconds": seconds})
         if config.eval_every and step % config.eval_every == 0 and progress < 1.0:
             report(step, {"f1_last_turn": _quick_f1(model, out, min(200, config.eval_stories))})
     return step, mean
+
+
+def _step(model: Any, optimizer: Any, rate: float, loss: torch.Tensor) -> torch.Tensor:
+    """One update at learning rate `rate`; returns the loss without its graph."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 class _LossFunction:
@@ -243,9 +245,7 @@ def _save(model: Any, out: Path) -> Any:
 
     model = model.to(torch.bfloat16).eval()
     model.config.dtype = "bfloat16"
-    model.generation_config = GenerationConfig(
-        bos_token_id=_SPECIAL[BOS], eos_token_id=_SPECIAL[EOS], pad_token_id=_SPECIAL[PAD]
-    )
+    model.generation_config = GenerationConfig(bos_token_id=_SPECIAL[BOS], eos_token_id=_SPECIAL[EOS], pad_token_id=_SPECIAL[PAD])
     model.save_pretrained(out)
     return model
 

@@ -68,9 +68,7 @@ def _official_layout(story_id: str, text: str, turns: list[Turn]) -> dict[str, A
         "story": text,
         "questions": [{"input_text": turn.question, "turn_id": number} for number, turn in numbered],
         "answers": [answer(turn, number, turn.answer) for number, turn in numbered],
-        "additional_answers": {
-            str(k): [answer(turn, number, turn.references[k]) for number, turn in numbered] for k in range(3)
-        },
+        "additional_answers": {str(k): [answer(turn, number, turn.references[k]) for number, turn in numbered] for k in range(3)},
     }
 
 
