@@ -33,10 +33,11 @@ SHIPPED = "\nQ:"
 
 @dataclass(frozen=True)
 class Side:
-    """One backend's answers to the questions, and the seconds of each pass over them."""
+    """One backend's answers to the questions; wall-clock and processor seconds of each pass or block."""
 
     texts: list[str]
     seconds: list[float]
+    cpu_seconds: list[float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Comparison:
         """lm-eval's seconds over the mean of our passes."""
         return sum(self.theirs.seconds) / statistics.mean(self.ours.seconds)
 
+    @property
+    def cpu_ratio(self) -> float:
+        """The same in processor seconds of this process: on a CPU that others use too, the steadier of the two."""
+        return sum(self.theirs.cpu_seconds) / statistics.mean(self.ours.cpu_seconds)
+
     def summary(self) -> dict[str, Any]:
         count = len(self.questions)
         first = [[text.strip().split("\n")[0].strip() for text in side.texts] for side in (self.ours, self.theirs)]
@@ -67,7 +73,7 @@ class Comparison:
             "equal_answers": sum(one == other for one, other in zip(*first, strict=True)),
             "f1_ours": round(mean_f1(self.questions, first[0]), 6),
             "f1_difference": round(mean_f1(self.questions, first[0]) - mean_f1(self.questions, first[1]), 6),
-            "ratio": round(self.ratio, 2)}
+            "ratio": round(self.ratio, 2), "cpu_ratio": round(self.cpu_ratio, 2)}
 
 
 def mean_f1(questions: Sequence[Question], answers: Sequence[str]) -> float:
@@ -79,7 +85,7 @@ def mean_f1(questions: Sequence[Question], answers: Sequence[str]) -> float:
                            for (story, index), answer in zip(questions, answers, strict=True))
 
 
-def ask(lm: Any, questions: Sequence[Question], until: str, max_gen_toks: int) -> tuple[list[str], float]:
+def ask(lm: Any, questions: Sequence[Question], until: str, max_gen_toks: int) -> Side:
     """Answers of a backend, and its seconds from prompts to texts."""
     from lm_eval.api.instance import Instance
 
@@ -88,9 +94,9 @@ def ask(lm: Any, questions: Sequence[Question], until: str, max_gen_toks: int) -
     requests = [Instance("generate_until", {}, (prompt_for_turn(story, index),
                                                 {"until": [until], "max_gen_toks": max_gen_toks}), number)
                 for number, (story, index) in enumerate(questions)]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     texts = lm.generate_until(requests, disable_tqdm=True)
-    return texts, time.perf_counter() - start
+    return Side(texts, [time.perf_counter() - start], [time.process_time() - cpu_start])
 
 
 def questions_of(stories: Sequence[Story]) -> list[Question]:
@@ -106,7 +112,7 @@ def best_batch_size(make: Any, stories: Sequence[Story], sizes: Sequence[int], m
     seconds: dict[int, float] = {}
     for size in sizes:
         try:
-            seconds[size] = ask(make(size), questions_of(stories), "\n", max_gen_toks)[1]
+            seconds[size] = ask(make(size), questions_of(stories), "\n", max_gen_toks).seconds[0]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             continue
@@ -119,18 +125,18 @@ def compare(rule: str, ours: Any, theirs: Any, stories: Sequence[Story], rounds:
     until = "\n" if rule == "newline" else SHIPPED
     questions = questions_of(stories)
     ours.first_line = rule == "shipped"
-    texts, seconds = ask(ours, questions, until, max_gen_toks)
-    own, other = Side(texts, [seconds]), Side([], [])
+    own, other = ask(ours, questions, until, max_gen_toks), Side([], [], [])
     for number in range(rounds):
         block = questions_of(stories[number * len(stories) // rounds: (number + 1) * len(stories) // rounds])
         if not block:
             continue
-        texts, seconds = ask(theirs, block, until, max_gen_toks)
-        other.texts.extend(texts)
-        other.seconds.append(seconds)
-        texts, seconds = ask(ours, questions, until, max_gen_toks)
-        own.seconds.append(seconds)
-        if texts != own.texts:
+        part = ask(theirs, block, until, max_gen_toks)
+        other.texts.extend(part.texts)
+        again = ask(ours, questions, until, max_gen_toks)
+        for side, new in ((other, part), (own, again)):
+            side.seconds.extend(new.seconds)
+            side.cpu_seconds.extend(new.cpu_seconds)
+        if again.texts != own.texts:
             print("note: ours differs between passes", file=sys.stderr)
     return Comparison(rule, int(theirs.batch_size), questions, own, other)
 
@@ -140,13 +146,13 @@ def disagreements(reference: Any, make: Any, sizes: Sequence[int], stories: Sequ
     """How often lm-eval disagrees with itself at other batch sizes, beside how often ours disagrees with it."""
     questions = questions_of(stories)
     ours.first_line = False
-    base, _ = ask(reference, questions, "\n", max_gen_toks)
-    own, _ = ask(ours, questions, "\n", max_gen_toks)
+    base = ask(reference, questions, "\n", max_gen_toks).texts
+    own = ask(ours, questions, "\n", max_gen_toks).texts
     found = {"questions": len(questions), "reference_batch_size": int(reference.batch_size),
              "ours": sum(one != other for one, other in zip(own, base, strict=True))}
     for size in sizes:
         if size != int(reference.batch_size):
-            other, _ = ask(make(size), questions, "\n", max_gen_toks)
+            other = ask(make(size), questions, "\n", max_gen_toks).texts
             found[f"lm_eval_batch_size_{size}"] = sum(a != b for a, b in zip(other, base, strict=True))
     return found
 
@@ -160,6 +166,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16", "fp16"), help="fp32 on CPU, bf16 on CUDA")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-sizes", default="", help="lm-eval's, comma-separated; the fastest one is used")
+    parser.add_argument("--probe-stories", type=int, help="stories on which batch sizes are tried (CPU: 1, CUDA: 40)")
     parser.add_argument("--rounds", type=int, default=2, help="blocks of lm-eval, each between two passes of ours")
     parser.add_argument("--max-gen-toks", type=int, default=256, help="lm-eval's default is 256")
     parser.add_argument("--self-check", type=int, default=0, metavar="STORIES",
@@ -189,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stories = resolve_stories(args.dataset, "", args.limit, args.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(dtype)).to(device).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    sizes = [int(size) for size in (args.batch_sizes or ("64,128,256,512" if device.startswith("cuda") else "1,4,16"))
+    sizes = [int(size) for size in (args.batch_sizes or ("256,1024" if device.startswith("cuda") else "1,4"))
              .split(",")]
 
     def stock(size: int) -> Any:
@@ -198,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = SharedPrefixLM(model, tokenizer=tokenizer)
     for lm in (ours, stock(sizes[0])):  # warm-up: kernels, allocator, lazy imports
         ask(lm, questions_of(stories[:1])[:3], "\n", 8)
-    probe = stories[:2] if device == "cpu" else stories[:40]
+    probe = stories[:args.probe_stories or (1 if device == "cpu" else 40)]
     theirs = stock(best_batch_size(stock, probe, sizes, args.max_gen_toks))
     shipped = args.limit if args.shipped_limit is None else args.shipped_limit
     results: list[dict[str, Any]] = [{

@@ -170,11 +170,11 @@ def memory_model(model: Any, suffix_tokens: int) -> MemoryModel:
 
 
 def default_budget_bytes(device: Any) -> int:
-    """Half of the free memory of a CUDA device; on CPU a quarter of the free RAM, at most 4 GiB."""
+    """70% of a CUDA device's free memory (the rest: activations); on CPU a quarter of the free RAM, at most 4 GiB."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int((free + reusable) * 0.5)
+        return int((free + reusable) * 0.7)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(min(max(free // 4, 512 * MIB), 4096 * MIB))
 
