@@ -82,9 +82,9 @@ def _unquoted(word: str) -> str:
     return "" if word in ("''", '""') else word
 
 
-def typed(name: str, text: str) -> Any:
-    """The value of a common parameter in the type of its default; ConfigError where it does not fit."""
-    default = COMMON[name][0]
+def typed(name: str, text: str, default: Any = None) -> Any:
+    """The value of a parameter in the type of its default; ConfigError where it does not fit."""
+    default = COMMON[name][0] if default is None else default
     value = parse_value(text, default)
     if type(value) is not type(default):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]

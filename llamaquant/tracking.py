@@ -36,8 +36,9 @@ class Tracker(Protocol):
     def open(self, name: str, *, parent: str | None, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Begin a run and return its id. Without `parent` it is a command's own run."""
 
-    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None) -> None:
-        """Add metrics and tags."""
+    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None,
+            step: int = 0) -> None:
+        """Add metrics (at `step`, for what is measured repeatedly) and tags."""
 
     def dataset(self, run: str, facts: DatasetFacts) -> None:
         """State what was evaluated."""
@@ -158,11 +159,12 @@ class MlflowTracker:
         self._client.log_batch(run, params=chosen)
         return run
 
-    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None,
+            step: int = 0) -> None:
         from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
-        self._client.log_batch(run, metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
+        self._client.log_batch(run, metrics=[Metric(key, value, now, step) for key, value in (metrics or {}).items()],
                                tags=[RunTag(key, str(value)[:MAX_TAG]) for key, value in (tags or {}).items()])
 
     def dataset(self, run: str, facts: DatasetFacts) -> None:
@@ -220,7 +222,8 @@ class MemoryTracker:
         self.runs[run] = MemoryRun(name, parent, dict(params), dict(tags))
         return run
 
-    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def log(self, run: str, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None,
+            step: int = 0) -> None:
         self.runs[run].metrics.update(metrics or {})
         self.runs[run].tags.update(tags or {})
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "llamaquant"
 LAYERS = {
     "errors": 0, "results": 1, "environment": 1, "model": 1, "isolation": 2, "coqa": 1, "statistics": 1,
     "demo": 2, "evaluators": 3, "methods": 2, "config": 3, "presets": 4, "tracking": 2, "sources": 3, "calibration": 4,
-    "checkpoint": 4, "experiment": 5, "runner": 6, "study": 7, "doctor": 7, "terminal": 8, "cli": 9, "__init__": 10,
+    "checkpoint": 4, "experiment": 5, "runner": 6, "study": 7, "doctor": 7, "training": 7, "terminal": 8, "cli": 9, "__init__": 10,
 }
 HOMES = {"mlflow": "tracking.py", "optuna": "study.py", "bitsandbytes": "methods/bnb.py", "lm_eval": "evaluators/"}
 DOCTOR_MAY = {"bitsandbytes", "gptqmodel"}

@@ -103,7 +103,7 @@ def _simple_evaluate(loaded: LoadedModel, task: Path, batch_size: int, max_lengt
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    total = sum(1 for _ in open(task / "stories.jsonl", encoding="utf-8"))
+    total = (task / "stories.jsonl").read_text("utf-8").count("\n")
 
     class Reporting(HFLM):
         """lm-eval's own backend; it only counts what is finished."""
