@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -150,6 +151,7 @@ def execute(command: str, configs: list[ExperimentConfig], values: dict[str, str
     plan = make_plan(configs)
     if plan_only:
         terminal.print_plan(plan, options.log_model)
+        _mark_run_of_mlflow("plan=true")
         return
     terminal.print_disk(plan, options)
     tracker = MlflowTracker()
@@ -166,20 +168,18 @@ def guarded(main: Callable[[Sequence[str]], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         begun = isinstance(error, TrialError)
         if not begun:
-            _drop_run_of_mlflow()
+            _mark_run_of_mlflow(str(error))
         sys.exit(1 if begun else 2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one ended", file=sys.stderr)
         sys.exit(130)
 
 
-def _drop_run_of_mlflow() -> None:
-    """`mlflow run` makes its run before any parameter is checked; one that was refused should not stay in the list."""
-    import contextlib
-
+def _mark_run_of_mlflow(reason: str) -> None:
+    """`mlflow run` makes its run before any parameter is checked; where nothing ran, it should not stay in the list."""
     run = os.environ.get("MLFLOW_RUN_ID")
     if run:
-        with contextlib.suppress(Exception):  # best effort: the refusal itself is what the user must see
-            from llamaquant.tracking import discard
+        with contextlib.suppress(Exception):  # best effort: the reason itself is what the user must see
+            from llamaquant.tracking import mark_empty
 
-            discard(run)
+            mark_empty(run, reason)

@@ -15,6 +15,7 @@ from llamaquant.errors import BackendError, LlamaQuantError, TrialError
 EXPERIMENT = "llamaquant"
 OWNER_TAG = "llamaquant.owner"
 REASON_TAG = "llamaquant.reason"
+EMPTY_TAG = "llamaquant.nothing_ran"
 MAX_PARAM = 500
 MAX_TAG = 5000
 
@@ -136,11 +137,14 @@ class MlflowTracker:
         return self._experiment
 
     def _recover(self) -> None:
-        """End runs whose process is gone as KILLED: a SIGKILL leaves nobody else to do it."""
+        """End runs whose process is gone as KILLED, as a SIGKILL leaves nobody else to do it; delete runs without content."""
         for run in self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'", max_results=5000):
             owner = run.data.tags.get(OWNER_TAG, "")
             if owner and is_gone(owner):
                 self.close(run.info.run_id, "KILLED", "its process ended without a word")
+        for run in self._client.search_runs([self._experiment], f"tags.`{EMPTY_TAG}` != ''", max_results=5000):
+            if run.info.status != "RUNNING":
+                self._client.delete_run(run.info.run_id)
 
     def open(self, name: str, *, parent: str | None, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         from mlflow.entities import Param
@@ -260,8 +264,11 @@ def _redacted(uri: str | None) -> str:
     return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else shown
 
 
-def discard(run: str) -> None:
-    """Forget a run that was made for parameters that were then refused: nothing ran."""
+def mark_empty(run: str, reason: str) -> None:
+    """Mark a run for which nothing ran (refused parameters, plan=true); the next command's start deletes it.
+
+    `mlflow run` makes its run before it starts the program and ends it afterwards, so it cannot be deleted in between.
+    """
     import mlflow
 
-    mlflow.MlflowClient().delete_run(run)
+    mlflow.MlflowClient().set_tag(run, EMPTY_TAG, reason[:MAX_TAG])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,31 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh tracking store; nothing of the surrounding `mlflow run` leaks in."""
+    """A tracking store and working folder of its own; nothing of the surrounding `mlflow run` leaks in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     database = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return database
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised store without runs, made once: MLflow's migrations take seconds."""
+    import mlflow
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def ready_store(own_store: Path, empty_store: Path) -> Path:
+    """The test's own store, initialised."""
+    shutil.copy(empty_store, own_store)
+    return own_store
 
 
 def make_story(story_id: str = "s1", turns: int = 3, text: str = "Ann has a red hat. Bob took it.") -> dict[str, Any]:

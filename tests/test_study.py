@@ -95,7 +95,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(monkeypatch: pytest.Monke
     assert third.done == NAMES, "a complete study is begun anew"
 
 
-def test_sigterm_leaves_no_run_running(tmp_path: Path) -> None:
+def test_sigterm_leaves_no_run_running(tmp_path: Path, ready_store: Path) -> None:
     code = """
 import os, signal, sys, time
 from pathlib import Path

@@ -17,11 +17,13 @@ from llamaquant.tracking import (
     MemoryTracker,
     MlflowTracker,
     Tracker,
-    discard,
     is_gone,
+    mark_empty,
     process_identity,
     tracked,
 )
+
+pytestmark = pytest.mark.usefixtures("ready_store")
 
 
 @pytest.fixture(params=["mlflow", "memory"])
@@ -129,8 +131,14 @@ def test_no_answer_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in str(caught.value) and "127.0.0.1:1/none" in str(caught.value)
 
 
-def test_discard_forgets_a_run() -> None:
-    client = mlflow.MlflowClient()
-    run = client.create_run("0").info.run_id
-    discard(run)
-    assert client.get_run(run).info.lifecycle_stage == "deleted"
+def test_runs_for_which_nothing_ran_are_swept_up_at_the_next_start() -> None:
+    tracker = MlflowTracker()
+    with tracked(tracker, "refused") as refused:
+        mark_empty(refused, "bits must be 4")
+        MlflowTracker()
+        assert mlflow.MlflowClient().get_run(refused).info.lifecycle_stage == "active", "not while it is RUNNING"
+    with tracked(tracker, "kept") as kept:
+        pass
+    MlflowTracker()
+    assert mlflow.MlflowClient().get_run(refused).info.lifecycle_stage == "deleted"
+    assert mlflow.MlflowClient().get_run(kept).info.lifecycle_stage == "active"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_prefix_samples import make_model, make_tokenizer, real_model, real_stories, sample_stories, story
 
 from llamaquant.coqa.prompt import golds_for_turn
 from llamaquant.errors import DataError, TrialError
@@ -27,6 +26,7 @@ from llamaquant.evaluators.generate import GoldLogits, generate
 from llamaquant.evaluators.prefix_plan import Turn
 from llamaquant.evaluators.prefix_stop import StopRule
 from llamaquant.evaluators.prefix_tokens import max_prompt_tokens, turns_of_stories
+from tests.evaluators.shared_prefix_samples import make_model, make_tokenizer, real_model, real_stories, sample_stories, story
 
 TOKENIZER = make_tokenizer()
 RULE = StopRule(("\n",), True, 6)

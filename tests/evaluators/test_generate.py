@@ -12,14 +12,6 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
-from shared_prefix_samples import (
-    make_model,
-    make_tokenizer,
-    real_model,
-    real_stories,
-    sample_stories,
-    story,
-)
 
 from llamaquant.coqa.prompt import prompt_for_turn
 from llamaquant.errors import BackendError, ConfigError, DataError, TrialError
@@ -28,6 +20,14 @@ from llamaquant.evaluators.prefix_attention import PrefixStore
 from llamaquant.evaluators.prefix_plan import MemoryModel, PrefixGroup, Turn, plan_batches, plan_groups
 from llamaquant.evaluators.prefix_stop import StopChecker, StopRule
 from llamaquant.evaluators.prefix_tokens import encode_prompts, max_prompt_tokens, turns_of_stories
+from tests.evaluators.shared_prefix_samples import (
+    make_model,
+    make_tokenizer,
+    real_model,
+    real_stories,
+    sample_stories,
+    story,
+)
 
 TOKENIZER = make_tokenizer()
 LONG = 10**6

@@ -12,13 +12,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from shared_prefix_samples import make_model, make_tokenizer, sample_stories, write_stories
 
 from llamaquant.coqa.data import to_hub_layout
 from llamaquant.coqa.prompt import golds_for_turn, prompt_for_turn
 from llamaquant.coqa.score import f1_em_official
 from llamaquant.errors import ConfigError
 from llamaquant.evaluators.shared_prefix_lm import TASKS, SharedPrefixLM
+from tests.evaluators.shared_prefix_samples import make_model, make_tokenizer, sample_stories, write_stories
 
 TOKENIZER = make_tokenizer()
 

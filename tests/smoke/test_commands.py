@@ -99,7 +99,7 @@ def test_the_artifact_alone_gives_the_logged_f1_through_the_lm_eval_command(swep
     assert round(scores["em,none"], 4) == round(run.data.metrics["quality/em_last_turn"], 4)
 
 
-def test_the_python_api_runs_the_studys_example(tmp_path: Path) -> None:
+def test_the_python_api_runs_the_studys_example(tmp_path: Path, ready_store: Path) -> None:
     config = ExperimentConfig(name="my_experiment", limit=3, quantization=QuantizationConfig(
         method=QuantMethod.BITSANDBYTES_4BIT, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))
     options = RunOptions(output=tmp_path / "out", log_model="none")
@@ -114,23 +114,23 @@ def test_the_python_api_runs_the_studys_example(tmp_path: Path) -> None:
         run_experiment(config, options=options)
 
 
-def test_a_killed_worker_fails_its_run_and_the_sweep_goes_on(tmp_path: Path, own_store: Path) -> None:
-    process = _start_sweep(tmp_path, own_store)
+def test_a_killed_worker_fails_its_run_and_the_sweep_goes_on(tmp_path: Path, ready_store: Path) -> None:
+    process = _start_sweep(tmp_path)
     _kill_first_worker(process.pid, tmp_path / "out")
     assert process.wait(timeout=600) == 0
-    _, children = runs_of(own_store)
+    _, children = runs_of(ready_store)
     states = sorted(run.info.status for run in children)
     assert states == ["FAILED", "FINISHED", "FINISHED"]
     failed = next(run for run in children if run.info.status == "FAILED")
     assert "SIGKILL" in failed.data.tags["llamaquant.reason"]
 
 
-def test_sigterm_of_the_parent_leaves_no_run_running_and_no_process(tmp_path: Path, own_store: Path) -> None:
-    process = _start_sweep(tmp_path, own_store)
+def test_sigterm_of_the_parent_leaves_no_run_running_and_no_process(tmp_path: Path, ready_store: Path) -> None:
+    process = _start_sweep(tmp_path)
     worker = _first_worker(process.pid, tmp_path / "out")
     process.terminate()
     assert process.wait(timeout=120) == 143
-    parents, children = runs_of(own_store)
+    parents, children = runs_of(ready_store)
     assert {run.info.status for run in [*parents, *children]} == {"KILLED"}
     deadline = time.monotonic() + 30
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
@@ -138,23 +138,22 @@ def test_sigterm_of_the_parent_leaves_no_run_running_and_no_process(tmp_path: Pa
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_sigkill_of_the_parent_is_tidied_at_the_next_start(tmp_path: Path, own_store: Path) -> None:
-    process = _start_sweep(tmp_path, own_store)
+def test_sigkill_of_the_parent_is_tidied_at_the_next_start(tmp_path: Path, ready_store: Path) -> None:
+    process = _start_sweep(tmp_path)
     _first_worker(process.pid, tmp_path / "out")
     process.kill()
     process.wait()
     summary = run_sweep([ExperimentConfig("fp32", limit=2, dtype="fp32")], options=RunOptions(tmp_path / "other", "none"))
     assert len(summary.finished) == 1
-    parents, children = runs_of(own_store)
+    parents, children = runs_of(ready_store)
     assert sorted(run.info.status for run in parents) == ["FINISHED", "KILLED"]
     assert "RUNNING" not in {run.info.status for run in children}
 
 
-def _start_sweep(folder: Path, store: Path) -> subprocess.Popen[bytes]:
+def _start_sweep(folder: Path) -> subprocess.Popen[bytes]:
     code = ("import sys; from pathlib import Path; from llamaquant import presets, run_sweep, RunOptions\n"
             "run_sweep(presets.quick(limit=3), options=RunOptions(Path(sys.argv[1]), 'none'))")
-    return subprocess.Popen([sys.executable, "-c", code, str(folder / "out")], cwd=ROOT,
-                            env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    return subprocess.Popen([sys.executable, "-c", code, str(folder / "out")], cwd=folder)
 
 
 def _descendants(pid: int) -> list[int]:
