@@ -12,10 +12,11 @@ from llamaquant.checkpoint import Manifest, build_atomically, verify, write_mani
 from llamaquant.config import ExperimentConfig, digest
 from llamaquant.environment import version_of, versions
 from llamaquant.errors import TrialError
+from llamaquant.evaluators.eager import random_ids
 from llamaquant.evaluators.footprint import count_parameters, measure_footprint
 from llamaquant.evaluators.harness import context_length, evaluate_last_turns
 from llamaquant.evaluators.latency import measure_latency
-from llamaquant.evaluators.memory import PeakMeter, measure_memory, random_ids
+from llamaquant.evaluators.memory import PeakMeter, measure_memory
 from llamaquant.isolation import Progress
 from llamaquant.methods import get_method
 from llamaquant.methods.base import Source

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamaquant.config import ExperimentConfig, digest
+from llamaquant.coqa.data import Story
 from llamaquant.environment import has_nvidia_driver, version_of
 from llamaquant.errors import BackendError, ConfigError, LlamaQuantError, TrialError
 from llamaquant.methods import get_method
 from llamaquant.model import ModelShape
 from llamaquant.runner import RunOptions, check_disk, dataset_facts, exit_on_signals, only_user_of, run_tracked
-from llamaquant.sources import ModelSource, Story, resolve_model, resolve_stories
+from llamaquant.sources import ModelSource, resolve_model, resolve_stories
 from llamaquant.tracking import Tracker, tracked
 
 if TYPE_CHECKING:
     import optuna
 
 POSITION_ATTR, CONFIG_ATTR, OUTCOME_ATTR, PARENT_ATTR = "position", "config", "outcome", "parent_run_id"
+SHARED = ("model", "revision", "weights", "dataset", "dataset_revision", "limit", "seed")
 OUTCOME_KEYS = ("run_id", "metrics", "checkpoint", "reason")
 
 
@@ -107,20 +109,8 @@ def make_plan(configs: Sequence[ExperimentConfig]) -> Plan:
     """Resolve names, check every config against the model, predict bits; raises before anything expensive."""
     if not configs:
         raise ConfigError("a sweep must have configs, got none: name a method or presets")
-    fingerprints = [config.fingerprint() for config in configs]
-    names = [config.name for config in configs]
-    for values, what in ((fingerprints, "settings"), (names, "name")):
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                first = names[values.index(value)]
-                raise ConfigError(f"configs of a sweep must differ, got {names[index]!r} and {first!r} with the same {what}: "
-                                  "remove or rename one")
+    _check_distinct(configs)
     first = configs[0]
-    for config in configs[1:]:
-        for name in ("model", "revision", "weights", "dataset", "dataset_revision", "limit", "seed"):
-            if getattr(config, name) != getattr(first, name):
-                raise ConfigError(f"configs of a sweep must share {name}, got {getattr(first, name)!r} and "
-                                  f"{getattr(config, name)!r}: run two sweeps")
     source = resolve_model(first.model, first.revision, first.weights)
     stories = [] if source.dummy else resolve_stories(first.dataset, first.dataset_revision, first.limit, first.seed)
     sizes = []
@@ -132,6 +122,21 @@ def make_plan(configs: Sequence[ExperimentConfig]) -> Plan:
         sizes.append(sum(method.predicted_bytes(options, source.shape, dtype).values()))
     return Plan(configs=tuple(configs), source=source, stories=tuple(stories), checkpoint_bytes=tuple(sizes),
                 predicted_bits=tuple(8.0 * size / source.shape.parameters for size in sizes))
+
+
+def _check_distinct(configs: Sequence[ExperimentConfig]) -> None:
+    """ConfigError where two configs are the same, or where they are not about the same model and stories."""
+    names = [config.name for config in configs]
+    for values, what in (([config.fingerprint() for config in configs], "settings"), (names, "name")):
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise ConfigError(f"configs of a sweep must differ, got {names[index]!r} and {names[values.index(value)]!r} with the "
+                                  f"same {what}: remove or rename one")
+    for config in configs[1:]:
+        for field_name in SHARED:
+            one, other = getattr(configs[0], field_name), getattr(config, field_name)
+            if one != other:
+                raise ConfigError(f"configs of a sweep must share {field_name}, got {one!r} and {other!r}: run two sweeps")
 
 
 def _check_machine(config: ExperimentConfig) -> None:
@@ -153,7 +158,7 @@ def run_configs(command: str, plan: Plan, tracker: Tracker, options: RunOptions,
     reporter = reporter or Reporter()
     check_disk(options.output, plan.disk_bytes(options.log_model))
     shared = {key: value for key, value in plan.configs[0].to_params().items()
-              if key.removeprefix("config.") in ("model", "revision", "weights", "dataset", "limit", "seed", "device")}
+              if key.removeprefix("config.") in (*SHARED, "device")}
     parent_tags = {"llamaquant.command": command, "llamaquant.weights": plan.configs[0].weights, **(tags or {})}
     with only_user_of(options.output), exit_on_signals(), tracked(tracker, command, params=shared, tags=parent_tags) as parent:
         study = _open_study(command, plan, options.output, tracker, parent)

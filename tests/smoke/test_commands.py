@@ -26,7 +26,8 @@ def runs_of(database: Path) -> tuple[list[Any], list[Any]]:
     client = mlflow.MlflowClient(f"sqlite:///{database}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=1000)
-    return ([run for run in runs if "mlflow.parentRunId" not in run.data.tags], [run for run in runs if "mlflow.parentRunId" in run.data.tags])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    return [run for run in runs if run not in children], children
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +200,9 @@ def test_real_model_on_real_stories_equals_lm_evals_own_numbers(tmp_path: Path) 
     config = ExperimentConfig("smollm2", model=str(model), dataset=str(data), limit=30, dtype="fp32", batch_size=4)
     outcome = run_experiment(config, options=RunOptions(tmp_path / "out", "none"))
     task = next((tmp_path / "out" / "evaluation").iterdir())
-    command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={model},dtype=float32,max_length=4096",
-               "--include_path", str(task), "--tasks", "llamaquant_coqa", "--batch_size", "4", "--device", "cpu", "--log_samples",
+    arguments = f"pretrained={model},dtype=float32,max_length=4096"
+    command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--model_args", arguments, "--include_path", str(task),
+               "--tasks", "llamaquant_coqa", "--batch_size", "4", "--device", "cpu", "--log_samples",
                "--output_path", str(tmp_path / "scores")]
     subprocess.run(command, check=True, timeout=3000)
     scores = json.loads(next((tmp_path / "scores").rglob("results_*.json")).read_text())["results"]["llamaquant_coqa"]
