@@ -28,12 +28,13 @@ class QuantMethod(StrEnum):
     BITSANDBYTES_4BIT = "bnb_4bit", "bnb:FourBit"
     GPTQ = "gptq", "gptq:GPTQ"
     AWQ = "awq", "awq:AWQ"
+    RTN = "rtn", "rtn:RTN"
 
 
 def parse_method(name: str) -> QuantMethod:
     """The method of that name; a typo answers with near matches."""
     try:
-        return QuantMethod(name)
+        return QuantMethod(name)  # type: ignore[call-arg]  # looks up by value
     except ValueError:
         near = difflib.get_close_matches(str(name), list(QuantMethod), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "pick one of them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class MethodConfig:
         """Short name for people, e.g. `gptq-4bit-g128`."""
         raise NotImplementedError
 
+    @property
+    def head_bits(self) -> int:
+        """Bits of embedding and head; methods that can change it have the option `<prefix>_head_bits`."""
+        return int(getattr(self, f"{self.prefix}_head_bits", 16))
+
+    @property
+    def head_label(self) -> str:
+        """Part of the label, empty for an unquantized head."""
+        return "" if self.head_bits == 16 else f"-head{self.head_bits}"
+
     @classmethod
     def option_name(cls, name: str) -> str:
         """Full field name of an option given with or without the method's prefix; ConfigError where there is none."""
@@ -53,12 +64,14 @@ class Source:
         device: `cpu` or `cuda:N`.
         dtype: `fp16`, `bf16` or `fp32`: of everything that stays unquantized.
         seed: for whatever the method draws at random.
+        sequence_length: tokens of a calibration text that are used at most.
     """
 
     folder: Path
     device: str
     dtype: str
     seed: int
+    sequence_length: int = 512
 
 
 class Method(ABC):
@@ -90,13 +103,27 @@ class Method(ABC):
     def predicted_bytes(self, options: Any, shape: ModelShape, dtype: str) -> dict[str, int]:
         """Predicted tensor bytes of the whole checkpoint by role, before anything is quantized."""
         size = BYTES_OF_DTYPE[dtype]
-        total = {"embedding": shape.embedding_parameters * size, "norms": shape.norm_parameters * size}
+        embedding = embedding_bytes(shape, options.head_bits, size)
+        total = {"embedding": embedding, "norms": shape.norm_parameters * size}
         if not shape.tied:
-            total["head"] = shape.embedding_parameters * size
+            total["head"] = embedding
         for rows, columns in shape.block_linears.values():
             for role, count in self.linear_bytes(options, rows, columns, size).items():
                 total[role] = total.get(role, 0) + count * shape.layers
         return total
+
+
+def head_group_size(hidden: int) -> int:
+    """Columns that share a scale in a packed head: 64, or the largest power of two below it that divides the width."""
+    return math.gcd(hidden, 64)
+
+
+def embedding_bytes(shape: ModelShape, head_bits: int, dtype_bytes: int) -> int:
+    """Stored bytes of one embedding matrix: plain at 16 bits, else packed with an fp16 scale per group."""
+    if head_bits == 16:
+        return shape.embedding_parameters * dtype_bytes
+    scales = shape.embedding_parameters // head_group_size(shape.hidden) * 2
+    return shape.embedding_parameters * head_bits // 8 + scales
 
 
 def load_tokenizer(folder: Path) -> Any:

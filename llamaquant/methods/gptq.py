@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llamaquant.errors import BackendError, ConfigError
+from llamaquant.errors import ConfigError
+from llamaquant.methods import _gptqmodel
+from llamaquant.methods._packed_head import check_head, check_head_bits, load_with_packed_head, pack_head
 from llamaquant.methods.base import Method, MethodConfig, Source
-from llamaquant.model import LoadedModel
+from llamaquant.model import LoadedModel, ModelShape
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class GPTQConfig(MethodConfig):
         gptq_desc_act: quantize columns by decreasing activation size.
         gptq_sym: symmetric grid (no zero point of its own).
         gptq_damp_percent: share of the mean Hessian diagonal that is added to it, in (0, 1).
+        gptq_head_bits: 16, 8 or 4 bits of embedding and head.
     """
 
     prefix: ClassVar[str] = "gptq"
@@ -31,6 +33,7 @@ class GPTQConfig(MethodConfig):
     gptq_desc_act: bool = False
     gptq_sym: bool = True
     gptq_damp_percent: float = 0.05
+    gptq_head_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.gptq_bits not in (2, 3, 4, 8) or isinstance(self.gptq_bits, bool):
@@ -42,6 +45,7 @@ class GPTQConfig(MethodConfig):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}: use true or false")
         if not (isinstance(self.gptq_damp_percent, int | float) and 0 < self.gptq_damp_percent < 1):
             raise ConfigError(f"gptq_damp_percent must lie in (0, 1), got {self.gptq_damp_percent!r}: use 0.05")
+        check_head_bits("gptq_head_bits", self.gptq_head_bits)
 
     @property
     def bits(self) -> int:
@@ -51,7 +55,7 @@ class GPTQConfig(MethodConfig):
         group = "row" if self.gptq_group_size == -1 else str(self.gptq_group_size)
         flags = ("-act" if self.gptq_desc_act else "") + ("" if self.gptq_sym else "-asym")
         damp = "" if self.gptq_damp_percent == 0.05 else f"-d{self.gptq_damp_percent:g}"
-        return f"gptq-{self.gptq_bits}bit-g{group}{flags}{damp}"
+        return f"gptq-{self.gptq_bits}bit-g{group}{flags}{damp}{self.head_label}"
 
 
 class GPTQ(Method):
@@ -62,9 +66,30 @@ class GPTQ(Method):
     packages = ("gptqmodel",)
 
     def prepare(self, source: Source, options: GPTQConfig, texts: Sequence[str], out: Path) -> LoadedModel:
-        raise BackendError("method gptq must be built into this version, got a version without it: use bnb_4bit or bnb_8bit")
+        shape = ModelShape.from_folder(source.folder)
+        settings = _gptqmodel.config_class("GPTQConfig")(
+            bits=options.gptq_bits, group_size=options.gptq_group_size, desc_act=options.gptq_desc_act,
+            sym=options.gptq_sym, damp_percent=float(options.gptq_damp_percent),
+            act_group_aware=_reorders_groups(options, shape), offload_to_disk=False)
+        loaded = _gptqmodel.quantize(source, settings, texts, out, _gptqmodel.working_dtype(source))
+        return pack_head(loaded, out, options.head_bits)
+
+    def load(self, checkpoint: Path, device: str, dtype: str) -> LoadedModel:
+        return load_with_packed_head(
+            checkpoint, device, dtype, lambda **kwargs: _gptqmodel.load(checkpoint, device, dtype, "gptq_torch", **kwargs))
 
     def linear_bytes(self, options: GPTQConfig, rows: int, columns: int, dtype_bytes: int) -> dict[str, int]:
-        groups = 1 if options.gptq_group_size == -1 else math.ceil(columns / options.gptq_group_size)
-        return {"block_weights": rows * columns * options.gptq_bits // 8, "scales": groups * rows * 2,
-                "zeros": groups * rows * options.gptq_bits // 8, "g_idx": columns * 4}
+        return _gptqmodel.gptq_format_bytes(rows, columns, options.gptq_bits, options.gptq_group_size)
+
+    def check_shape(self, options: GPTQConfig, shape: ModelShape) -> None:
+        _gptqmodel.check_widths("gptq", shape)
+        check_head(options.head_bits, shape)
+
+
+def _reorders_groups(options: GPTQConfig, shape: ModelShape) -> bool:
+    """Whether whole groups are quantized in the order of their activations, which costs nothing at inference.
+
+    The vendor refuses it together with `desc_act` and for one group per row, and it needs whole groups.
+    """
+    group = options.gptq_group_size
+    return not options.gptq_desc_act and group != -1 and all(columns % group == 0 for _, columns in shape.block_linears.values())
