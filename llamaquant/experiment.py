@@ -25,6 +25,9 @@ from llamaquant.results import ExperimentResult, Quality
 from llamaquant.sources import ModelSource, resolve_model, resolve_stories
 
 PROBE_TOKENS = 32
+RELOAD_LIMIT = 0.25
+"""Largest allowed difference between reloaded and in-memory logits, as a share of the largest in-memory logit. Kernels round
+differently by a few per cent; a checkpoint that was saved wrong is off by the whole range."""
 
 
 def prepare_checkpoint(config: ExperimentConfig, output: Path, progress: Progress) -> Path:
@@ -156,14 +159,22 @@ def measure(config: ExperimentConfig, checkpoint: Path, output: Path, progress: 
 
 
 def _reload_error(loaded: LoadedModel, checkpoint: Path, vocabulary: int) -> float | None:
-    """Largest difference between reloaded and in-memory logits on the probe; None where that probe is gone."""
+    """Largest difference between reloaded and in-memory logits on the probe; None where that probe is gone.
+
+    TrialError where they are of two different models: what would be scored is not what was quantized.
+    """
     from safetensors.torch import load_file
 
     logits = _probe_logits(loaded, vocabulary)
     path = _probe_path(checkpoint)
     if not path.is_file():
         return None
-    return float((load_file(path)["logits"] - logits.cpu().float()).abs().max())
+    wanted = load_file(path)["logits"]
+    error, largest = float((wanted - logits.cpu().float()).abs().max()), float(wanted.abs().max())
+    if error > RELOAD_LIMIT * largest:
+        raise TrialError(f"a reloaded checkpoint must give the logits of the quantized model, got a difference of {error:.3g} where "
+                         f"the largest logit is {largest:.3g}: delete {checkpoint.name} and prepare it again")
+    return error
 
 
 def _quality(config: ExperimentConfig, loaded: LoadedModel, output: Path, progress: Progress) -> Quality:

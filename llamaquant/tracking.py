@@ -31,6 +31,18 @@ class DatasetFacts:
     questions: int
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """A tracked run, read back."""
+
+    run_id: str
+    name: str
+    status: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
 class Tracker(Protocol):
     """Where runs are written. Every method takes the run's id; no state is ambient."""
 
@@ -199,6 +211,22 @@ class MlflowTracker:
         wanted = f"tags.`mlflow.parentRunId` = '{old}' and attributes.status = 'FINISHED'"
         for run in self._client.search_runs([self._experiment], wanted, max_results=5000):
             self._client.set_tag(run.info.run_id, "mlflow.parentRunId", new)
+
+    def children(self, parent: str) -> list[RunFacts]:
+        """The runs below `parent`, in the order of their configs."""
+        wanted = f"tags.`mlflow.parentRunId` = '{parent}'"
+        found = [_facts(run) for run in self._client.search_runs([self._experiment], wanted, max_results=5000)]
+        return sorted(found, key=lambda facts: int(facts.tags.get("llamaquant.position", "0")))
+
+    def parents(self) -> list[RunFacts]:
+        """The commands' own runs, newest first."""
+        runs = self._client.search_runs([self._experiment], max_results=5000, order_by=["attributes.start_time DESC"])
+        return [_facts(run) for run in runs if "mlflow.parentRunId" not in run.data.tags]
+
+
+def _facts(run: Any) -> RunFacts:
+    return RunFacts(run_id=run.info.run_id, name=run.info.run_name, status=run.info.status, params=dict(run.data.params),
+                    metrics=dict(run.data.metrics), tags=dict(run.data.tags))
 
 
 @dataclass
