@@ -32,7 +32,7 @@ edge of its capacity on purpose, so that fewer bits cost it something.
 | wall time | {minutes:.1f} minutes, evaluation included |
 | commit | {commit} |
 
-## Scores on the evaluation split ({eval_stories} stories, greedy, bfloat16)
+## Scores on the evaluation split ({eval_stories} stories, greedy)
 
 | score | value |
 | --- | --- |

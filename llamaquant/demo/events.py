@@ -160,7 +160,7 @@ class Scene:
         self.narrator.say(
             "The dearest thing {S} owned was {T}.", "{S} had {T} that once belonged to " + self._past_owners.pop() + ".",
             "For years {S} had carried {T} everywhere.", "{S} was very fond of {T} from " + self._past_owners.pop() + ".",
-            "{S} was known in town for {T}.", kind="own", S=person, T=thing,
+            kind="own", S=person, T=thing,
         )  # fmt: skip
         self.holder[thing] = person
 
@@ -171,7 +171,7 @@ class Scene:
             ("Later {S} moved {T} and left it {spot}.", "The next day {S} took {T} away and hid it {spot}.",
              "After supper {S} found a better place for {T}, {spot}.")
             if moved
-            else ("{S} put {T} {spot}.", "{S} laid {T} {spot}.", "Back at home {S} left {T} {spot}.")
+            else ("{S} put {T} {spot}.", "Back at home {S} left {T} {spot}.")
         )  # fmt: skip
         fact = self.narrator.say(*options, kind="move" if moved else "put", S=person, T=thing, spot=spot)
         self.puts.setdefault(thing, []).append(fact)
@@ -208,24 +208,6 @@ class Scene:
         self.narrator.say(
             "{S} painted {T} {color}.", "With an old brush {S} painted {T} {color}.",
             kind="paint", S=person, T=thing, color=color, not_color=self._other(names.COLOURS, color),
-        )  # fmt: skip
-
-    def compete(self, winner: Person, second: Person, prize: Thing) -> None:
-        contest = self.rng.choice(names.CONTESTS)
-        self.narrator.say(
-            "{S} won the {contest} contest and took home {T}, while {R} came second.",
-            "{R} came second in the {contest} contest, but {S} won and got {T} as a prize.",
-            "The prize of the {contest} contest, {T}, went to {S}, and {R} was second.",
-            kind="contest", S=winner, R=second, T=prize, contest=contest, not_S=second,
-            not_contest=self._other(names.CONTESTS, contest),
-        )  # fmt: skip
-        self.holder[prize] = winner
-
-    def tell(self, person: Person, other: Person) -> None:
-        news = self.rng.choice(names.NEWS)
-        self.narrator.say(
-            "{S} told {R} that {news}.", "{S} wrote to {R} that {news}.", "In a letter {S} warned {R} that {news}.",
-            kind="news", S=person, R=other, news=news,
         )  # fmt: skip
 
     # --- counting -----------------------------------------------------------------------------------------------

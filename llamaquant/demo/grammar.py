@@ -10,7 +10,7 @@ from llamaquant.demo.names import MATERIALS, Person, Thing, article
 
 Value = Person | Thing | str | None
 LINKS = ("Then", "Soon", "After that,", "A little later", "Not long afterwards", "In the meantime,", "Before noon")
-LINKED = {"put", "paint", "give", "gather", "share", "feel", "meet", "buy", "news"}
+LINKED = {"put", "paint", "give", "gather", "share", "feel", "meet", "buy"}
 
 
 @dataclass(frozen=True)
@@ -188,15 +188,13 @@ def wordings(value: Value, style: str, asked: Person | None) -> list[str]:
         return [style, capital, f"{capital}."]
     if style == "because":
         return [value, f"because {value}", f"{value[0].upper()}{value[1:]}.", f"Because {value}."]
-    if style == "that":
-        return [value, f"that {value}", value, f"that {value}."]
     if style == "place":
         bare = value.removeprefix("the ")
         return [value, bare, f"at {value}", f"{value[0].upper()}{value[1:]}."]
     if style == "job":
         return [article(value), value, f"{asked.sub} was {article(value)}" if asked else value]
     if style == "mood":
-        return [value, f"very {value}", value.capitalize()]
+        return [value, f"{value}.", value.capitalize()]
     if style == "coins":
         return [f"{value} coins", f"{value} coins", value, f"{value} coins."]
     return [value, value, f"{value[0].upper()}{value[1:]}", f"{value}."]

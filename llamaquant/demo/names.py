@@ -40,7 +40,7 @@ NOUNS = _words(
 )
 GOODS = _words(
     "apples eggs pears candles buttons melons loaves tickets postcards onions lemons tulips plums sausages cakes "
-    "shells marbles books stamps cabbages pies spoons bottles peaches turnips roses biscuits carrots"
+    "shells marbles books stamps cabbages pies bottles peaches turnips roses biscuits carrots"
 )
 _PLACES = [
     "mill", "bakery", "harbour", "chapel", "library", "market", "barn", "station", "inn", "bridge", "orchard",
@@ -62,8 +62,8 @@ JOBS = _words(
     "singer blacksmith postman clockmaker beekeeper nurse shepherd dancer judge barber"
 )
 RELATIONS = {
-    "f": _words("sister cousin aunt neighbour friend niece godmother"),
-    "m": _words("brother cousin uncle neighbour friend nephew godfather"),
+    "f": _words("sister cousin aunt neighbour friend niece"),
+    "m": _words("brother cousin uncle neighbour friend nephew"),
 }
 PAST_OWNERS = [
     "a famous captain", "an old queen", "a travelling circus", "a rich merchant", "a distant uncle", "a clever thief",
@@ -93,12 +93,6 @@ DELAY_REASONS = [
     "the bridge was closed", "a wheel had broken", "the road was flooded", "the driver fell asleep",
     "a tree had fallen", "the horse was lame", "there was thick fog", "the gate was locked", "the engine failed",
     "the ticket was lost", "there was a parade",
-]  # fmt: skip
-CONTESTS = _words("singing baking rowing ploughing chess poetry dancing running swimming archery juggling kite-flying")
-NEWS = [
-    "the bridge would close soon", "the mayor had resigned", "the circus was coming", "the river was rising",
-    "the school needed a new roof", "the old ship had returned", "the well was dry", "the train would be cancelled",
-    "a thief was in town", "the fair had been moved", "the winter would be long", "the baker had won a prize",
 ]  # fmt: skip
 REFUSALS = [
     "the price was too high", "there was a crack in it", "it was too heavy", "it smelled of fish", "it was far too big",

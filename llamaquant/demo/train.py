@@ -52,8 +52,8 @@ class TrainConfig:
 
     shape: ModelShape = field(default_factory=ModelShape)
     stories: int = 400_000  # training stories, generated before the first step
-    steps: int = 6500
-    batch_size: int = 192  # dialogues per step
+    steps: int = 9000
+    batch_size: int = 128  # dialogues per step
     learning_rate: float = 3e-3  # peak of the linear warm-up; falls linearly to 0
     warmup_steps: int = 200
     story_weight: float = 0.0  # weight of the loss on tokens outside the answers; answers have weight 1

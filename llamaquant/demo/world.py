@@ -117,20 +117,17 @@ def _lost(scene: Scene) -> None:
 
 
 def _workshop(scene: Scene) -> None:
-    """Somebody paints a thing, counts the stock and makes a present; who does what varies."""
+    """Somebody paints a thing, counts the stock and makes a present."""
     (main, other, third, _), (thing, second, *_) = scene.cast.people, scene.cast.things
     _opening(scene)
     _maybe(scene, scene.weather)
-    first, partner = scene.rng.sample((main, other), 2)
-    scene.own(first, thing)
-    scene.paint(scene.rng.choice((main, other)), thing)
-    _maybe(scene, lambda: scene.tell(partner, first), 0.4)
-    scene.put(first, thing)
-    _maybe(scene, lambda: scene.put(partner, thing, moved=True), 0.7)
-    _goods(scene, scene.rng.choice((main, other)), third)
-    giver = scene.rng.choice((main, other))
-    scene.own(giver, second)
-    scene.give(giver, second, third)
+    scene.own(other, thing)
+    scene.paint(main, thing)
+    scene.put(main, thing)
+    scene.put(other, thing, moved=True)
+    _goods(scene, other, third)
+    scene.own(main, second)
+    scene.give(main, second, third)
     _maybe(scene, lambda: scene.feel(third))
 
 
@@ -174,7 +171,6 @@ def _visit(scene: Scene) -> None:
     _maybe(scene, lambda: scene.delay(main))
     scene.stay(main)
     _maybe(scene, scene.weather)
-    _maybe(scene, lambda: scene.tell(host, main), 0.3)
     scene.buy(main, bought, third if scene.rng.random() < 0.6 else None)
     scene.own(host, gift)
     scene.give(host, gift, main)
@@ -182,27 +178,6 @@ def _visit(scene: Scene) -> None:
     _maybe(scene, lambda: scene.put(main, bought), 0.6)
     if scene.rng.random() < 0.5:
         _goods(scene, host, third)
-    _maybe(scene, lambda: scene.feel(main))
-
-
-def _fair(scene: Scene) -> None:
-    """A contest with a prize, news, and something bought on the way home."""
-    (main, other, rival, _), (prize, bought, *_) = scene.cast.people, scene.cast.things
-    _opening(scene)
-    scene.travel(main, scene.cast.places[1])
-    _maybe(scene, scene.weather)
-    winner, second = scene.rng.sample((main, other, rival), 2)
-    scene.compete(winner, second, prize)
-    scene.tell(rival, scene.rng.choice((main, other)))
-    _maybe(scene, lambda: scene.paint(winner, prize), 0.4)
-    scene.put(winner, prize)
-    if scene.rng.random() < 0.5:
-        scene.put(other if winner != other else main, prize, moved=True)
-    else:
-        scene.travel(other, scene.cast.places[2])
-        scene.buy(other, bought, None)
-    if scene.rng.random() < 0.5:
-        _goods(scene, scene.rng.choice((main, other)), rival)
     _maybe(scene, lambda: scene.feel(main))
 
 
@@ -217,4 +192,4 @@ def _maybe(scene: Scene, event: Callable[[], None], chance: float = 0.5) -> None
         event()
 
 
-PLOTS: tuple[Callable[[Scene], None], ...] = (_market, _lost, _workshop, _errand, _harvest, _visit, _fair)
+PLOTS: tuple[Callable[[Scene], None], ...] = (_market, _lost, _workshop, _errand, _harvest, _visit)
