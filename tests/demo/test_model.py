@@ -35,7 +35,6 @@ def test_checkpoint_is_a_small_plain_llama(checkpoint):
     assert all(m.in_features % 128 == 0 and m.out_features % 128 == 0 for m in linears)
 
 
-@pytest.mark.slow
 def test_checkpoint_answers_questions(checkpoint):
     score = evaluate(*checkpoint, demo_stories("evaluation", 40), batch_size=40)
     assert score.questions == 40
