@@ -20,6 +20,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "weights": (ExperimentConfig.weights, "checkpoint, or dummy for random weights of the model's shape"),
     "dataset": (ExperimentConfig.dataset, "demo, coqa (hub), or an official CoQA JSON file"),
     "dataset_revision": ("", "the same for the hub data set"),
+    "turns": (ExperimentConfig.turns, "all scores every turn of a story; last only what lm-eval asks"),
     "limit": ("all", "number of stories, or all"),
     "seed": (ExperimentConfig.seed, "of everything drawn at random"),
     "device": (ExperimentConfig.device, "auto, cpu, cuda or cuda:N"),
@@ -31,6 +32,8 @@ COMMON: dict[str, tuple[Any, str]] = {
     "calibration_sequence_length": (CalibrationConfig.sequence_length, "tokens per calibration text at most"),
     "calibration_seed": (CalibrationConfig.seed, "of the draw of calibration texts"),
     "output": (str(RunOptions.output), "folder for checkpoints, logs and the study"),
+    "max_f1_drop": (RunOptions.max_f1_drop, "margin of the verdict in absolute F1: 0.01 is one point"),
+    "f1_floor": ("", "absolute F1 that the verdict asks for instead of the margin"),
     "log_model": (RunOptions.log_model, "checkpoints logged as artifacts: all, best or none"),
     "timeout": (RunOptions.timeout_s, "seconds that one step of an experiment may take"),
     "plan": (False, "true prints what would be done, and stops"),
@@ -105,7 +108,7 @@ def parse_limit(text: str) -> int | None:
 
 def settings(values: dict[str, str]) -> dict[str, Any]:
     """Fields of ExperimentConfig from the common parameters."""
-    plain = ("model", "revision", "weights", "dataset", "dataset_revision", "seed", "device", "dtype", "batch_size", "max_length")
+    plain = ("model", "revision", "weights", "dataset", "dataset_revision", "turns", "seed", "device", "dtype", "batch_size", "max_length")
     chosen: dict[str, Any] = {name: typed(name, values[name]) for name in plain}
     chosen["limit"] = parse_limit(values["limit"])
     chosen["calibration"] = CalibrationConfig(
@@ -120,7 +123,8 @@ def run_options(values: dict[str, str]) -> RunOptions:
     if not values["output"] or "\0" in values["output"]:
         raise ConfigError(f"output must be a folder, got {values['output']!r}: use output=outputs")
     return RunOptions(output=Path(values["output"]).expanduser(), log_model=values["log_model"],
-                      timeout_s=typed("timeout", values["timeout"]))
+                      timeout_s=typed("timeout", values["timeout"]), max_f1_drop=typed("max_f1_drop", values["max_f1_drop"]),
+                      f1_floor=typed("f1_floor", values["f1_floor"], 0.0) if values["f1_floor"] else None)
 
 
 def one_config(values: dict[str, str], options: dict[str, str]) -> ExperimentConfig:

@@ -128,6 +128,7 @@ class ExperimentConfig:
         weights: `checkpoint`, or `dummy` for random weights of the model's shape (cost and speed only).
         dataset: `demo`, `coqa` (hub), or the path of an official CoQA JSON file (plain or .gz).
         dataset_revision: the same for the hub data set.
+        turns: `all` scores every turn by the official rules beside lm-eval's last-turn figure; `last` only the latter.
         limit: number of stories, a seeded subset; None is all of them.
         seed: of the subset and of everything drawn at random.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -144,6 +145,7 @@ class ExperimentConfig:
     weights: str = "checkpoint"
     dataset: str = "demo"
     dataset_revision: str = ""
+    turns: str = "all"
     limit: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -162,6 +164,7 @@ class ExperimentConfig:
                 raise ConfigError(f"{name} must be a name or a path, got {getattr(self, name)!r}: use {name}=demo")
         _one_of("weights", self.weights, ("checkpoint", "dummy"))
         _one_of("dtype", self.dtype, DTYPE_NAMES)
+        _one_of("turns", self.turns, ("all", "last"))
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(self.device)):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}: use auto")
         if self.limit is not None:

@@ -17,11 +17,12 @@ from llamaquant.evaluators.footprint import count_parameters, measure_footprint
 from llamaquant.evaluators.harness import context_length, evaluate_last_turns
 from llamaquant.evaluators.latency import measure_latency
 from llamaquant.evaluators.memory import PeakMeter, measure_memory
+from llamaquant.evaluators.quality import try_all_turns
 from llamaquant.isolation import Progress
 from llamaquant.methods import get_method
 from llamaquant.methods.base import Source
 from llamaquant.model import LoadedModel, resolve_device, resolve_dtype, torch_dtype
-from llamaquant.results import ExperimentResult, Quality
+from llamaquant.results import AllTurns, ExperimentResult, Quality
 from llamaquant.sources import ModelSource, resolve_model, resolve_stories
 
 PROBE_TOKENS = 32
@@ -133,8 +134,11 @@ def _dummy(source: ModelSource, output: Path, seed: int, device: str) -> ModelSo
     return ModelSource(folder=final, shape=source.shape, identity=source.identity, dummy=True)
 
 
-def measure(config: ExperimentConfig, checkpoint: Path, output: Path, progress: Progress) -> ExperimentResult:
-    """Load the saved checkpoint as a stranger would, then footprint, memory, latency, quality."""
+def measure(config: ExperimentConfig, checkpoint: Path, output: Path, baseline: str, progress: Progress) -> ExperimentResult:
+    """Load the saved checkpoint as a stranger would, then footprint, memory, latency, quality.
+
+    `baseline` is the fingerprint of the experiment that answers are compared with; empty for none.
+    """
     manifest = verify(checkpoint)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -150,11 +154,11 @@ def measure(config: ExperimentConfig, checkpoint: Path, output: Path, progress: 
     memory = measure_memory(loaded, meter, load_peak, **common)
     latency = measure_latency(loaded, device=device, progress=progress, **common)
     error = _reload_error(loaded, checkpoint, source.shape.vocabulary)
-    quality = None if source.dummy else _quality(config, loaded, output, progress)
+    quality, all_turns, note = (None, None, "") if source.dummy else _quality(config, loaded, output, baseline, progress)
     return ExperimentResult(
-        name=config.name, memory=memory, latency=latency, quality=quality, kernel=loaded.kernel, loader=loaded.loader,
+        name=config.name, memory=memory, latency=latency, quality=quality, all_turns=all_turns, kernel=loaded.kernel, loader=loaded.loader,
         footprint=measure_footprint(checkpoint, manifest.parameters, manifest.block_parameters),
-        reload_max_abs_logit_error=error, checkpoint=str(checkpoint),
+        reload_max_abs_logit_error=error, checkpoint=str(checkpoint), extra_notes=(note,) if note else (),
         seconds={"prepare": manifest.prepare_seconds, "load": load_seconds})
 
 
@@ -177,11 +181,17 @@ def _reload_error(loaded: LoadedModel, checkpoint: Path, vocabulary: int) -> flo
     return error
 
 
-def _quality(config: ExperimentConfig, loaded: LoadedModel, output: Path, progress: Progress) -> Quality:
+def _quality(config: ExperimentConfig, loaded: LoadedModel, output: Path, baseline: str,
+             progress: Progress) -> tuple[Quality, AllTurns | None, str]:
     stories = resolve_stories(config.dataset, config.dataset_revision, config.limit, config.seed)
-    return evaluate_last_turns(
-        loaded, stories, task_folder=output / "evaluation", batch_size=config.batch_size,
-        max_length=context_length(loaded, config.max_length), seed=config.seed, progress=progress)
+    max_length = context_length(loaded, config.max_length)
+    last = evaluate_last_turns(loaded, stories, task_folder=output / "evaluation", batch_size=config.batch_size,
+                               max_length=max_length, seed=config.seed, progress=progress)
+    if config.turns == "last":
+        return last, None, ""
+    every, note = try_all_turns(loaded, stories, max_length=max_length, cache=output / "baselines", own=config.fingerprint(),
+                                baseline=baseline)
+    return last, every, note
 
 
 def readme(config: ExperimentConfig, loader: str, dtype: str) -> str:

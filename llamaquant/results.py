@@ -55,8 +55,37 @@ class Quality:
             "quality/f1_last_turn": self.f1_last_turn,
             "quality/em_last_turn": self.em_last_turn,
             "quality/stories": len({p.story_id for p in self.predictions}),
-            "quality/questions": len(self.predictions),
-            "quality/eval_seconds": self.seconds,
+            "quality/last_turn_seconds": self.seconds,
+        })
+
+
+@dataclass(frozen=True)
+class AllTurns:
+    """Every turn of every story, scored by the official rules.
+
+    Attributes:
+        predictions: one per turn; F1 and EM (0..1) leave one reference out in turn, repeated references kept.
+        seconds: decoding, without loading.
+        turns_alone: turns that could not share their dialogue's prefill.
+        divergence: metrics against the baseline of the same command; empty where there is none.
+    """
+
+    predictions: tuple[TurnPrediction, ...]
+    seconds: float
+    turns_alone: int
+    divergence: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    def to_metrics(self) -> dict[str, float]:
+        domains: dict[str, list[float]] = {}
+        for p in self.predictions:
+            domains.setdefault("".join(c if c.isalnum() else "_" for c in p.domain) or "unnamed", []).append(p.f1)
+        by_domain = {f"quality/f1_{name}": float(np.mean(values)) for name, values in domains.items()} if len(domains) > 1 else {}
+        return finite({
+            "quality/f1": float(np.mean([p.f1 for p in self.predictions])),
+            "quality/em": float(np.mean([p.em for p in self.predictions])), **by_domain, **self.divergence,
+            "quality/questions": len(self.predictions), "quality/turns_alone": self.turns_alone,
+            "quality/all_turns_seconds": self.seconds,
         })
 
 
@@ -205,13 +234,16 @@ class ExperimentResult:
     kernel: str
     loader: str
     reload_max_abs_logit_error: float | None
+    all_turns: AllTurns | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     checkpoint: str = ""
     run_id: str = ""
+    extra_notes: tuple[str, ...] = ()
 
     def to_metrics(self) -> dict[str, float]:
         seconds = {f"cost/{phase}_seconds": value for phase, value in self.seconds.items()}
         quality = self.quality.to_metrics() if self.quality else {}
+        quality |= self.all_turns.to_metrics() if self.all_turns else {}
         return finite({
             **quality, **self.footprint.to_metrics(), **self.memory.to_metrics(), **self.latency.to_metrics(), **seconds,
             "artifact/reload_max_abs_logit_error": self.reload_max_abs_logit_error,
@@ -219,5 +251,5 @@ class ExperimentResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        quality = self.quality.notes if self.quality else ()
-        return (*quality, *self.memory.notes, *self.latency.notes)
+        quality = (*(self.quality.notes if self.quality else ()), *(self.all_turns.notes if self.all_turns else ()))
+        return (*quality, *self.extra_notes, *self.memory.notes, *self.latency.notes)

@@ -20,7 +20,7 @@ from llamaquant.environment import describe
 from llamaquant.errors import BackendError, ConfigError
 from llamaquant.experiment import measure, prepare_checkpoint
 from llamaquant.isolation import Progress, in_fresh_process
-from llamaquant.results import ExperimentResult
+from llamaquant.results import ExperimentResult, TurnPrediction
 from llamaquant.sources import question_count
 from llamaquant.tracking import DatasetFacts, Tracker, tracked
 
@@ -35,24 +35,32 @@ class RunOptions:
         output: folder for checkpoints, logs and the study; made if missing.
         log_model: which checkpoints become artifacts: `all`, `best` (after the last config) or `none`.
         timeout_s: limit of each of the two processes of an experiment, in seconds.
+        max_f1_drop: margin of the verdict, in absolute F1 (0.01 is one point).
+        f1_floor: absolute F1 that the verdict asks for instead; None compares with the baseline.
     """
 
     output: Path = Path("outputs")
     log_model: str = "all"
     timeout_s: float = 4 * 3600.0
+    max_f1_drop: float = 0.01
+    f1_floor: float | None = None
 
     def __post_init__(self) -> None:
         if self.log_model not in LOG_MODEL:
             raise ConfigError(f"log_model must be all, best or none, got {self.log_model!r}: use all")
         if not self.timeout_s > 0:
             raise ConfigError(f"timeout must be a positive number of seconds, got {self.timeout_s!r}: raise it")
+        if not 0 < self.max_f1_drop < 1:
+            raise ConfigError(f"max_f1_drop must lie between 0 and 1, got {self.max_f1_drop!r}: 0.01 is one point of F1")
+        if self.f1_floor is not None and not 0 < self.f1_floor < 1:
+            raise ConfigError(f"f1_floor must lie between 0 and 1, got {self.f1_floor!r}: 0.6 is an F1 of 60 points")
         if self.output.exists() and not self.output.is_dir():
             raise ConfigError(f"output must be a folder, got the file {str(self.output)!r}: name another")
 
 
 def run_tracked(config: ExperimentConfig, tracker: Tracker, parent: str, options: RunOptions, *, position: int = 0,
-                stories: list[Story] | None = None, progress: Progress | None = None) -> ExperimentResult:
-    """Prepare and measure `config` as a child run of `parent`.
+                stories: list[Story] | None = None, baseline: str = "", progress: Progress | None = None) -> ExperimentResult:
+    """Prepare and measure `config` as a child run of `parent`; `baseline` is the fingerprint of the config to compare with.
 
     Raises:
         LlamaQuantError: why there is no result; the run has ended FAILED with that reason as a tag.
@@ -70,23 +78,43 @@ def run_tracked(config: ExperimentConfig, tracker: Tracker, parent: str, options
         try:
             checkpoint = in_fresh_process(prepare_checkpoint, config, output, log=log, timeout_s=options.timeout_s,
                                           on_progress=progress)
-            result: ExperimentResult = in_fresh_process(measure, config, checkpoint, output, log=log,
+            result: ExperimentResult = in_fresh_process(measure, config, checkpoint, output, baseline, log=log,
                                                         timeout_s=options.timeout_s, on_progress=progress)
         finally:
             tracker.file(run, log, "logs")
-        _log_result(tracker, run, result)
+        _log_result(tracker, run, result, output / "predictions" / f"{fingerprint}.jsonl")
         if options.log_model == "all":
             tracker.file(run, checkpoint, "checkpoint")
     return dataclasses.replace(result, run_id=run)
 
 
-def _log_result(tracker: Tracker, run: str, result: ExperimentResult) -> None:
+def _log_result(tracker: Tracker, run: str, result: ExperimentResult, predictions: Path) -> None:
+    """Metrics, samples, predictions; those of all turns also stay in `predictions`, for comparisons after an interruption."""
     tracker.log(run, metrics=result.to_metrics(), tags={
         "llamaquant.kernel": result.kernel, "artifact.loader": result.loader, "llamaquant.notes": " | ".join(result.notes)})
     tracker.text(run, json.dumps(result.latency.raw(), indent=1) + "\n", "latency_samples.json")
     if result.quality:
-        lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) for p in result.quality.predictions]
-        tracker.text(run, "\n".join(lines) + "\n", "predictions.jsonl")
+        tracker.text(run, _lines(result.quality.predictions), "predictions_last_turn.jsonl")
+    if result.all_turns:
+        text = _lines(result.all_turns.predictions)
+        tracker.text(run, text, "predictions.jsonl")
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        partial = predictions.with_suffix(".partial")
+        partial.write_text(text, "utf-8")
+        partial.replace(predictions)
+
+
+def _lines(predictions: tuple[TurnPrediction, ...]) -> str:
+    return "".join(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+
+
+def stored_scores(output: Path, config: ExperimentConfig) -> list[tuple[str, int, float]]:
+    """Story id, turn id and F1 of every turn that `config` answered here; empty where it scored no turns."""
+    path = output.resolve() / "predictions" / f"{config.fingerprint()}.jsonl"
+    if not path.is_file():
+        return []
+    rows = map(json.loads, path.read_text("utf-8").splitlines())
+    return [(row["story_id"], row["turn_id"], row["f1"]) for row in rows]
 
 
 def dataset_facts(config: ExperimentConfig, stories: list[Story]) -> DatasetFacts:

@@ -13,7 +13,8 @@ from llamaquant.config import ExperimentConfig, digest
 from llamaquant.coqa.data import Story
 from llamaquant.environment import has_nvidia_driver, version_of
 from llamaquant.errors import BackendError, ConfigError, LlamaQuantError, TrialError
-from llamaquant.methods import get_method
+from llamaquant.judging import judge
+from llamaquant.methods import QuantMethod, get_method
 from llamaquant.model import ModelShape
 from llamaquant.runner import RunOptions, check_disk, dataset_facts, exit_on_signals, only_user_of, run_tracked
 from llamaquant.sources import ModelSource, resolve_model, resolve_stories
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import optuna
 
 POSITION_ATTR, CONFIG_ATTR, OUTCOME_ATTR, PARENT_ATTR = "position", "config", "outcome", "parent_run_id"
-SHARED = ("model", "revision", "weights", "dataset", "dataset_revision", "limit", "seed")
+SHARED = ("model", "revision", "weights", "dataset", "dataset_revision", "turns", "limit", "seed")
 OUTCOME_KEYS = ("run_id", "metrics", "checkpoint", "reason")
 
 
@@ -36,6 +37,8 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: str = ""
     reason: str = ""
+    verdict: str = ""
+    sentence: str = ""
 
     @property
     def finished(self) -> bool:
@@ -56,11 +59,12 @@ class SweepSummary:
 
     @property
     def best(self) -> Outcome | None:
-        """Highest last-turn F1, fewest bits among equals; None where nothing was scored."""
+        """Highest F1 (all turns where they were scored), fewest bits among equals; None where nothing was scored."""
         scored = [o for o in self.finished if "quality/f1_last_turn" in o.metrics]
         if not scored:
             return None
-        return max(scored, key=lambda o: (o.metrics["quality/f1_last_turn"], -o.metrics["cost/bits_per_param"]))
+        metric = "quality/f1" if all("quality/f1" in o.metrics for o in scored) else "quality/f1_last_turn"
+        return max(scored, key=lambda o: (o.metrics[metric], -o.metrics["cost/bits_per_param"]))
 
 
 class Reporter:
@@ -98,6 +102,11 @@ class Plan:
     @property
     def shape(self) -> ModelShape:
         return self.source.shape
+
+    @property
+    def baseline(self) -> ExperimentConfig | None:
+        """The first unquantized config: what all others are compared with."""
+        return next((c for c in self.configs if c.quantization.method == QuantMethod.NONE), None)
 
     def disk_bytes(self, log_model: str) -> int:
         """Checkpoints, and their copies in the artifact store."""
@@ -245,13 +254,24 @@ def _work(study: optuna.Study, plan: Plan, tracker: Tracker, parent: str, option
     waiting = sum(trial.state == optuna.trial.TrialState.WAITING for trial in study.trials)
     if waiting:
         study.optimize(objective, n_trials=waiting, catch=(LlamaQuantError,))
-    return tuple(outcomes[position] for position in range(len(plan.configs)))
+    return tuple(_judged(outcomes[position], plan, tracker, options) for position in range(len(plan.configs)))
+
+
+def _judged(outcome: Outcome, plan: Plan, tracker: Tracker, options: RunOptions) -> Outcome:
+    """The outcome with its interval and verdict, which are also logged to its run."""
+    judgement = judge(outcome.config, plan.baseline, options) if outcome.finished else None
+    if judgement is None:
+        return outcome
+    tracker.log(outcome.run_id, metrics=judgement.metrics, tags=judgement.tags)
+    return dataclasses.replace(outcome, metrics=outcome.metrics | judgement.metrics, verdict=judgement.verdict,
+                               sentence=judgement.sentence)
 
 
 def _run_one(config: ExperimentConfig, position: int, plan: Plan, tracker: Tracker, parent: str, options: RunOptions,
              reporter: Reporter) -> Outcome:
     try:
         result = run_tracked(config, tracker, parent, options, position=position, stories=list(plan.stories),
+                             baseline=plan.baseline.fingerprint() if plan.baseline else "",
                              progress=lambda what, share: reporter.progress(position, what, share))
     except LlamaQuantError as error:
         return Outcome(config, reason=str(error))
@@ -267,7 +287,8 @@ def _finished(study: optuna.Study, plan: Plan) -> dict[int, Outcome]:
 
 
 def _log_summary(tracker: Tracker, parent: str, summary: SweepSummary, options: RunOptions) -> None:
-    table = [{"name": o.config.name, "run_id": o.run_id, "reason": o.reason, **o.metrics} for o in summary.outcomes]
+    table = [{"name": o.config.name, "run_id": o.run_id, "reason": o.reason, "verdict": o.verdict, "sentence": o.sentence, **o.metrics}
+             for o in summary.outcomes]
     tracker.text(parent, json.dumps(table, indent=1) + "\n", "outcomes.json")
     tracker.log(parent, metrics={"study/configs": len(summary.outcomes), "study/finished": len(summary.finished)})
     tracker.file(parent, options.output.resolve() / "evaluation", "evaluation")

@@ -18,6 +18,7 @@ from llamaquant.config import ExperimentConfig
 from llamaquant.doctor import Finding
 from llamaquant.environment import has_nvidia_driver
 from llamaquant.runner import RunOptions
+from llamaquant.sources import question_count
 from llamaquant.study import Outcome, Plan, Reporter, SweepSummary
 
 TOKENS_PER_QUESTION = 450
@@ -51,7 +52,7 @@ def print_plan(plan: Plan, log_model: str) -> None:
         table.add_row(escape(config.name), str(config.quantization.method), config.dtype, f"{bits:.3f}", f"{size / 2**20:.2f}")
     out.print(table)
     out.print(f"model {escape(plan.configs[0].model)}: {plan.shape.parameters / 1e6:.2f} M parameters; "
-              f"{len(plan.stories)} stories, {len(plan.stories)} last-turn questions per config")
+              f"{len(plan.stories)} stories, {question_count(list(plan.stories))} questions per config")
     out.print(f"disk: {plan.disk_bytes(log_model) / 2**20:.1f} MiB (log_model={log_model}); time: about "
               f"{_duration(estimate_seconds(plan))}, a rough guess")
 
@@ -103,44 +104,50 @@ class TerminalReporter(Reporter):
     def config_ended(self, position: int, outcome: Outcome) -> None:
         self._progress.advance(self._task)
         seconds = time.monotonic() - self._started.get(position, time.monotonic())
-        said = f"F1 {outcome.metrics['quality/f1_last_turn']:.3f}" if "quality/f1_last_turn" in outcome.metrics else "measured"
+        f1 = outcome.metrics.get("quality/f1", outcome.metrics.get("quality/f1_last_turn"))
+        said = "measured" if f1 is None else f"F1 {f1:.3f}"
         text = said if outcome.finished else f"FAILED: {outcome.reason}"
         self._console.print(f"\\[{position + 1}/{self._total}] {escape(outcome.config.name)}: {escape(text)} ({seconds:.0f} s)",
                             soft_wrap=True)
 
 
 COLUMNS = (
-    ("bits/param", "cost/bits_per_param", ".2f"), ("MiB", "cost/checkpoint_mib", ".2f"),
-    ("F1 last turn", "quality/f1_last_turn", ".3f"), ("EM", "quality/em_last_turn", ".3f"),
-    ("peak MiB", "", ".0f"), ("decode ms/token", "speed/decode_ms_per_token", ".2f"),
-    ("prefill 512 ms", "speed/prefill_512_ms", ".1f"),
+    ("bits/param", "cost/bits_per_param", ".2f"), ("MiB", "cost/checkpoint_mib", ".2f"), ("F1", "quality/f1", ".3f"),
+    ("95% interval", "", ""), ("F1 last turn", "quality/f1_last_turn", ".3f"), ("verdict", "", ""), ("peak MiB", "", ".0f"),
+    ("ms/token", "speed/decode_ms_per_token", ".2f"),
 )
 
 
 def print_summary(summary: SweepSummary) -> None:
-    """All outcomes sorted by bits, and the address to open."""
+    """All outcomes sorted by bits with their verdicts, and the address to open."""
     out = console()
-    table = Table(title="results, fewest bits first (F1 of the last turns; intervals are not part of this table)", title_justify="left")
+    table = Table(title="results, fewest bits first", title_justify="left")
     table.add_column("config", no_wrap=True)
     for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
-    for outcome in sorted(summary.outcomes, key=lambda o: o.metrics.get("cost/bits_per_param", float("inf"))):
-        if outcome.finished:
-            table.add_row(escape(outcome.config.name), *(_cell(outcome, metric, form) for _, metric, form in COLUMNS))
-        else:
-            table.add_row(escape(outcome.config.name), "[red]FAILED[/red]", *[""] * (len(COLUMNS) - 1))
+        table.add_column(heading, justify="right", no_wrap=heading == "95% interval")
+    by_bits = sorted(summary.outcomes, key=lambda o: o.metrics.get("cost/bits_per_param", float("inf")))
+    for outcome in by_bits:
+        cells = [_cell(outcome, *column) for column in COLUMNS] if outcome.finished else ["[red]FAILED[/red]"]
+        table.add_row(escape(outcome.config.name), *cells)
     out.print(table)
-    for outcome in summary.outcomes:
-        if not outcome.finished:
-            out.print(f"FAILED {escape(outcome.config.name)}: {escape(outcome.reason)}", soft_wrap=True)
+    for outcome in by_bits:
+        if outcome.sentence or not outcome.finished:
+            out.print(f"{escape(outcome.config.name)}: {escape(outcome.sentence or 'FAILED: ' + outcome.reason)}", soft_wrap=True)
     out.print(f"parent run {summary.parent_run_id}; run [bold]make ui[/bold], then open "
               f"http://127.0.0.1:5000/#/experiments/{summary.experiment_id}", soft_wrap=True)
 
 
-def _cell(outcome: Outcome, metric: str, form: str) -> str:
-    if not metric:  # peak memory: the allocator's on a GPU, the process's on a CPU
-        metric = "cost/peak_alloc_mib" if "cost/peak_alloc_mib" in outcome.metrics else "cost/peak_rss_mib"
-    value = outcome.metrics.get(metric)
+def _cell(outcome: Outcome, heading: str, metric: str, form: str) -> str:
+    metrics = outcome.metrics
+    if heading == "verdict":
+        return outcome.verdict or "-"
+    if heading == "95% interval":
+        if "quality/f1_lower" not in metrics:
+            return ""
+        return f"{metrics['quality/f1_lower']:.3f}..{metrics['quality/f1_upper']:.3f}"
+    if heading == "peak MiB":  # the allocator's on a GPU, the process's on a CPU
+        metric = "cost/peak_alloc_mib" if "cost/peak_alloc_mib" in metrics else "cost/peak_rss_mib"
+    value = metrics.get(metric)
     return "" if value is None else format(value, form)
 
 

@@ -10,9 +10,31 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llamaquant"
 LAYERS = {
-    "errors": 0, "results": 1, "environment": 1, "model": 1, "isolation": 2, "coqa": 1, "statistics": 1,
-    "demo": 2, "evaluators": 3, "methods": 2, "config": 3, "presets": 4, "tracking": 2, "sources": 3, "calibration": 4,
-    "checkpoint": 4, "experiment": 5, "runner": 6, "study": 7, "doctor": 7, "training": 7, "terminal": 8, "cli": 9, "__init__": 10,
+    "errors": 0,
+    "results": 1,
+    "environment": 1,
+    "model": 1,
+    "isolation": 2,
+    "coqa": 1,
+    "statistics": 1,
+    "demo": 2,
+    "evaluators": 3,
+    "methods": 2,
+    "config": 3,
+    "presets": 4,
+    "tracking": 2,
+    "sources": 3,
+    "calibration": 4,
+    "checkpoint": 4,
+    "experiment": 5,
+    "runner": 6,
+    "judging": 7,
+    "study": 8,
+    "doctor": 7,
+    "training": 7,
+    "terminal": 9,
+    "cli": 10,
+    "__init__": 11,
 }
 HOMES = {"mlflow": "tracking.py", "optuna": "study.py", "bitsandbytes": "methods/bnb.py", "lm_eval": "evaluators/"}
 DOCTOR_MAY = {"bitsandbytes", "gptqmodel"}
@@ -85,9 +107,11 @@ def test_no_pickle_and_no_remote_code() -> None:
 
 
 def test_importing_llamaquant_is_light_and_silent() -> None:
-    code = ("import os, sys, time; before = dict(os.environ); t = time.perf_counter(); import llamaquant; s = time.perf_counter() - t;"
-            "heavy = {'torch', 'mlflow', 'optuna', 'transformers', 'bitsandbytes', 'gptqmodel', 'lm_eval', 'numpy'} & set(sys.modules);"
-            "assert not heavy, heavy; assert dict(os.environ) == before; assert s < 0.3, s")
+    code = (
+        "import os, sys, time; before = dict(os.environ); t = time.perf_counter(); import llamaquant; s = time.perf_counter() - t;"
+        "heavy = {'torch', 'mlflow', 'optuna', 'transformers', 'bitsandbytes', 'gptqmodel', 'lm_eval', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy; assert dict(os.environ) == before; assert s < 0.3, s"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -75,35 +75,77 @@ def bad_file(folder: Path, kind: str) -> str:
     return write(path, {"data": [story]})
 
 
-BAD_FILES = ("not_json", "cut_gzip", "binary", "no_data", "no_stories", "missing_key", "turns_differ", "empty_story", "empty_gold",
-             "same_id", "story_is_a_list", "turn_twice")
+BAD_FILES = (
+    "not_json",
+    "cut_gzip",
+    "binary",
+    "no_data",
+    "no_stories",
+    "missing_key",
+    "turns_differ",
+    "empty_story",
+    "empty_gold",
+    "same_id",
+    "story_is_a_list",
+    "turn_twice",
+)
 
 BAD_ARGUMENTS = [
-    ("main", "--experiment bnb_4bit_nf5", "did you mean bnb_4bit_nf4"), ("main", "", "got neither"),
-    ("main", "--experiment bnb_8bit --method gptq", "drop one"), ("main", "--method gptq --bits 5", "2, 3, 4 or 8, got 5"),
-    ("main", "--method gptq --group_size 100", "got 100"), ("main", "--method gptq --bits four", "'four'"),
-    ("main", "--method bnb_4bit --quant_type int4", "'int4'"), ("main", "--method nope", "method must be one of"),
-    ("main", "--experiment bnb_8bit --bits 4", "preset has its options"), ("main", "--method bnb_8bit --colour red", "got 'colour'"),
+    ("main", "--experiment bnb_4bit_nf5", "did you mean bnb_4bit_nf4"),
+    ("main", "", "got neither"),
+    ("main", "--experiment bnb_8bit --method gptq", "drop one"),
+    ("main", "--method gptq --bits 5", "2, 3, 4 or 8, got 5"),
+    ("main", "--method gptq --group_size 100", "got 100"),
+    ("main", "--method gptq --bits four", "'four'"),
+    ("main", "--method bnb_4bit --quant_type int4", "'int4'"),
+    ("main", "--method nope", "method must be one of"),
+    ("main", "--experiment bnb_8bit --bits 4", "preset has its options"),
+    ("main", "--method bnb_8bit --colour red", "got 'colour'"),
     ("main", "--method none --name 'a b'", "'a b'"),
     ("main", "--method none --name ../../x", "name must be"),
-    ("main", "--method none 4", "got '4'"), ("sweep", "--limit -5", "got -5"), ("sweep", "--limit 0", "got 0"),
-    ("sweep", "--limit ten", "'ten'"), ("sweep", "--limit 2.5", "'2.5'"), ("sweep", "--method foo", "'foo'"),
-    ("sweep", "--grid half", "'half'"), ("sweep", "--device tpu", "'tpu'"), ("sweep", "--device cuda:99x", "cuda:N"),
-    ("sweep", "--dtype int8", "'int8'"), ("sweep", "--seed x", "'x'"), ("sweep", "--seed -1", "got -1"),
-    ("sweep", "--batch_size 0", "batch_size"), ("sweep", "--max_length 7", "max_length"), ("sweep", "--weights gold", "'gold'"),
-    ("sweep", "--dataset /nowhere/coqa.json", "existing file"), ("sweep", "--dataset .", "the folder"),
-    ("sweep", "--model /nowhere/model", "existing checkpoint folder"), ("sweep", "--model a/b/c", "existing checkpoint folder"),
-    ("sweep", "--model MLproject", "name its folder"), ("sweep", "--model tests", "config.json"),
-    ("sweep", "--log_model some", "'some'"), ("sweep", "--timeout 0", "timeout"), ("sweep", "--timeout soon", "'soon'"),
-    ("sweep", "--plan perhaps", "'perhaps'"), ("sweep", "--output MLproject", "must be a folder"), ("sweep", "--output ''", "output"),
-    ("sweep", "--calibration_samples 0", "calibration_samples"), ("sweep", "--frobnicate 1", "--frobnicate"),
-    ("quick", "--model no-such/model-at-all --limit 2", "no-such/model-at-all"), ("quick", "--dataset coqa --limit 2", "EleutherAI/coqa"),
+    ("main", "--method none 4", "got '4'"),
+    ("sweep", "--limit -5", "got -5"),
+    ("sweep", "--limit 0", "got 0"),
+    ("sweep", "--limit ten", "'ten'"),
+    ("sweep", "--limit 2.5", "'2.5'"),
+    ("sweep", "--method foo", "'foo'"),
+    ("sweep", "--grid half", "'half'"),
+    ("sweep", "--device tpu", "'tpu'"),
+    ("sweep", "--device cuda:99x", "cuda:N"),
+    ("sweep", "--dtype int8", "'int8'"),
+    ("sweep", "--seed x", "'x'"),
+    ("sweep", "--seed -1", "got -1"),
+    ("sweep", "--batch_size 0", "batch_size"),
+    ("sweep", "--max_length 7", "max_length"),
+    ("sweep", "--weights gold", "'gold'"),
+    ("sweep", "--dataset /nowhere/coqa.json", "existing file"),
+    ("sweep", "--dataset .", "the folder"),
+    ("sweep", "--model /nowhere/model", "existing checkpoint folder"),
+    ("sweep", "--model a/b/c", "existing checkpoint folder"),
+    ("sweep", "--model MLproject", "name its folder"),
+    ("sweep", "--model tests", "config.json"),
+    ("sweep", "--log_model some", "'some'"),
+    ("sweep", "--turns first", "'first'"),
+    ("sweep", "--max_f1_drop 2.0", "max_f1_drop"),
+    ("sweep", "--max_f1_drop -0.1", "max_f1_drop"),
+    ("sweep", "--f1_floor 2", "f1_floor"),
+    ("sweep", "--f1_floor high", "'high'"),
+    ("sweep", "--timeout 0", "timeout"),
+    ("sweep", "--timeout soon", "'soon'"),
+    ("sweep", "--plan perhaps", "'perhaps'"),
+    ("sweep", "--output MLproject", "must be a folder"),
+    ("sweep", "--output ''", "output"),
+    ("sweep", "--calibration_samples 0", "calibration_samples"),
+    ("sweep", "--frobnicate 1", "--frobnicate"),
+    ("quick", "--model no-such/model-at-all --limit 2", "no-such/model-at-all"),
+    ("quick", "--dataset coqa --limit 2", "EleutherAI/coqa"),
 ]
 
 
-@pytest.mark.parametrize("entry,line,part", BAD_ARGUMENTS,
-                         ids=[f"{case[0]} {case[1]}" for case in BAD_ARGUMENTS])
-def test_bad_arguments(entry: str, line: str, part: str, monkeypatch: pytest.MonkeyPatch, own_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry,line,part", BAD_ARGUMENTS, ids=[f"{case[0]} {case[1]}" for case in BAD_ARGUMENTS])
+def test_bad_arguments(
+    entry: str, line: str, part: str, monkeypatch: pytest.MonkeyPatch, own_store: Path, tmp_path: Path
+) -> None:
     monkeypatch.chdir(ROOT)
     argv = shlex.split(line)
     if "--output" not in argv:
@@ -134,7 +176,9 @@ def test_a_dead_tracking_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_plan_prints_and_stops(monkeypatch: pytest.MonkeyPatch, own_store: Path, tmp_path: Path) -> None:
-    code, out, err = call("sweep", ["--plan", "true", "--limit", "3", "--method", "all", "--output", str(tmp_path / "o")], monkeypatch)
+    code, out, err = call(
+        "sweep", ["--plan", "true", "--limit", "3", "--method", "all", "--output", str(tmp_path / "o")], monkeypatch
+    )
     assert (code, err) == (0, "") and "gptq-4bit-g128" in out and "3 stories" in out and "disk:" in out
     assert not own_store.exists() and not (tmp_path / "o").exists()
 
@@ -152,9 +196,26 @@ def test_every_declared_parameter_is_in_the_command_with_the_programs_default(en
 
 
 VALUES = {
-    "model": "demo", "revision": "abc", "weights": "dummy", "dataset": "demo", "dataset_revision": "def", "limit": "7", "seed": "3",
-    "device": "cpu", "dtype": "fp32", "batch_size": "5", "max_length": "512", "calibration": "demo", "calibration_samples": "9",
-    "calibration_sequence_length": "99", "calibration_seed": "4", "log_model": "none", "timeout": "77.0",
+    "model": "demo",
+    "revision": "abc",
+    "weights": "dummy",
+    "dataset": "demo",
+    "dataset_revision": "def",
+    "limit": "7",
+    "seed": "3",
+    "turns": "last",
+    "device": "cpu",
+    "dtype": "fp32",
+    "batch_size": "5",
+    "max_length": "512",
+    "calibration": "demo",
+    "calibration_samples": "9",
+    "calibration_sequence_length": "99",
+    "calibration_seed": "4",
+    "log_model": "none",
+    "timeout": "77.0",
+    "max_f1_drop": "0.02",
+    "f1_floor": "0.7",
 }
 
 
@@ -169,18 +230,22 @@ def test_every_declared_parameter_reaches_the_program(entry: str, monkeypatch: p
 
     monkeypatch.setattr("llamaquant.study.run_configs", record)
     values = VALUES | {"output": str(tmp_path / "out"), "plan": "false"}
-    own = {"main": {"experiment": "", "method": "gptq", "name": "mine"}, "quick": {}, "sweep": {"method": "awq", "grid": "full"}}[entry]
+    own = {"main": {"experiment": "", "method": "gptq", "name": "mine"}, "quick": {}, "sweep": {"method": "awq", "grid": "full"}}[
+        entry
+    ]
     command = PROJECT["entry_points"][entry]["command"].format(**{k: shlex.quote(v) for k, v in (values | own).items()})
     argv = shlex.split(command)[3:] + (["--bits", "3"] if entry == "main" else [])
     code, _, err = call(entry, argv, monkeypatch)
     assert code == 130, err
     params = seen["configs"][-1].to_params()
     for name, value in VALUES.items():
-        if name not in ("log_model", "timeout", "dtype"):
+        if name not in ("log_model", "timeout", "dtype", "max_f1_drop", "f1_floor"):
             key = {"calibration": "calibration_source"}.get(name, name)
             assert params[f"config.{key}"] == value, name
     assert entry == "quick" or params["config.dtype"] == "fp32"
-    assert (seen["options"].log_model, seen["options"].timeout_s, seen["options"].output) == ("none", 77.0, tmp_path / "out")
+    options = seen["options"]
+    assert (options.log_model, options.timeout_s, options.output) == ("none", 77.0, tmp_path / "out")
+    assert (options.max_f1_drop, options.f1_floor) == (0.02, 0.7)
     if entry == "main":
         assert (seen["configs"][0].name, params["config.gptq_bits"]) == ("mine", "3")
     if entry == "sweep":

@@ -66,20 +66,22 @@ def evaluate_last_turns(loaded: LoadedModel, stories: Sequence[Story], *, task_f
             seconds = time.perf_counter() - started
             return _quality(results, stories, seconds, batch_size, tuple(notes))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if batch_size == 1:
                 raise TrialError(f"evaluation must fit in memory at batch 1, got {error}: lower max_length") from error
             notes.append(f"evaluation ran out of memory at batch {batch_size}; went on with {batch_size // 2}")
             batch_size //= 2
-        _release()
+        release_memory()
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on whatever device."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
-def _release() -> None:
+def release_memory() -> None:
+    """Give back what failed attempts still hold."""
     import gc
 
     import torch

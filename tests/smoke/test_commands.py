@@ -17,8 +17,20 @@ from llamaquant.errors import TrialError
 from tests.conftest import ROOT, shared_folder
 
 pytestmark = pytest.mark.smoke
-NEEDED = ("quality/f1_last_turn", "quality/em_last_turn", "cost/bits_per_param", "cost/checkpoint_mib", "speed/decode_ms_per_token",
-          "speed/prefill_512_ms", "cost/peak_rss_mib", "artifact/reload_max_abs_logit_error")
+NEEDED = (
+    "quality/f1",
+    "quality/f1_lower",
+    "quality/f1_upper",
+    "quality/gold_nll_nats_per_token",
+    "quality/f1_last_turn",
+    "quality/em_last_turn",
+    "cost/bits_per_param",
+    "cost/checkpoint_mib",
+    "speed/decode_ms_per_token",
+    "speed/prefill_512_ms",
+    "cost/peak_rss_mib",
+    "artifact/reload_max_abs_logit_error",
+)
 
 
 def runs_of(database: Path) -> tuple[list[Any], list[Any]]:
@@ -34,10 +46,26 @@ def runs_of(database: Path) -> tuple[list[Any], list[Any]]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one `mlflow run . -e sweep` on 6 stories, with its store."""
     folder = tmp_path_factory.mktemp("sweep")
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true",
-                                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["mlflow", "run", str(ROOT), "-e", "sweep", "--env-manager", "local", "--experiment-name", "smoke",
-               "-P", "limit=6", "-P", f"output={folder / 'out'}"]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [
+        "mlflow",
+        "run",
+        str(ROOT),
+        "-e",
+        "sweep",
+        "--env-manager",
+        "local",
+        "--experiment-name",
+        "smoke",
+        "-P",
+        "limit=6",
+        "-P",
+        f"output={folder / 'out'}",
+    ]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout").write_text(done.stdout)
@@ -57,6 +85,12 @@ def test_a_sweep_ends_with_a_table_and_whole_runs(swept: Path) -> None:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
     shown = (swept / "stdout").read_text()
     assert "bnb-4bit-nf4-dq" in shown and "http://127.0.0.1:5000/#/experiments/" in shown
+    for run in children:
+        is_baseline = run.info.run_name == "bf16_baseline"
+        assert ("quality.verdict" in run.data.tags) != is_baseline and (
+            "quality/f1_diff_lower" in run.data.metrics
+        ) != is_baseline
+        assert is_baseline or (run.data.metrics["quality/kl_top256_nats_per_token"] >= 0 and run.data.tags["quality.sentence"])
     by_name = {run.info.run_name: run.data.metrics for run in children}
     assert by_name["bf16_baseline"]["cost/bits_per_param"] == 16
     assert by_name["bnb-4bit-nf4-dq"]["cost/bits_per_param"] < by_name["bnb-4bit-nf4"]["cost/bits_per_param"]
@@ -68,8 +102,13 @@ def test_artifacts_are_whole(swept: Path, tmp_path: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{swept / 'mlflow.db'}")
     run = next(run for run in runs_of(swept / "mlflow.db")[1] if run.info.run_name == "bnb-4bit-nf4")
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
-    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    every = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(every) == run.data.metrics["quality/questions"] > 30
+    assert sum(p["f1"] for p in every) / len(every) == pytest.approx(run.data.metrics["quality/f1"])
+    predictions = [json.loads(line) for line in (folder / "predictions_last_turn.jsonl").read_text().splitlines()]
     assert len(predictions) == 6
+    answers = {(p["story_id"], p["turn_id"]): p["prediction"] for p in every}
+    assert sum(answers[p["story_id"], p["turn_id"]] == p["prediction"] for p in predictions) >= 5, "bf16 may flip a tie"
     mean = sum(p["f1"] for p in predictions) / len(predictions)
     assert mean == pytest.approx(run.data.metrics["quality/f1_last_turn"])
     assert {"story_id", "turn_id", "prompt_sha256", "golds", "prediction", "f1", "em"} <= set(predictions[0])
@@ -90,9 +129,23 @@ def test_the_artifact_alone_gives_the_logged_f1_through_the_lm_eval_command(swep
     checkpoint = client.download_artifacts(best, "checkpoint", str(tmp_path))
     task = next((swept / "out" / "evaluation").iterdir())
     dtype = {"fp16": "float16"}.get(run.data.params["config.dtype"], "bfloat16")
-    command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype={dtype}",
-               "--include_path", str(task), "--tasks", "llamaquant_coqa", "--batch_size", run.data.params["config.batch_size"],
-               "--device", "cpu", "--output_path", str(tmp_path / "scores")]
+    command = [
+        str(Path(sys.executable).parent / "lm_eval"),
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={checkpoint},dtype={dtype}",
+        "--include_path",
+        str(task),
+        "--tasks",
+        "llamaquant_coqa",
+        "--batch_size",
+        run.data.params["config.batch_size"],
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path / "scores"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     scores = json.loads(next((tmp_path / "scores").rglob("results_*.json")).read_text())["results"]["llamaquant_coqa"]
@@ -101,8 +154,13 @@ def test_the_artifact_alone_gives_the_logged_f1_through_the_lm_eval_command(swep
 
 
 def test_the_python_api_runs_the_studys_example(tmp_path: Path, ready_store: Path) -> None:
-    config = ExperimentConfig(name="my_experiment", limit=3, quantization=QuantizationConfig(
-        method=QuantMethod.BITSANDBYTES_4BIT, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))
+    config = ExperimentConfig(
+        name="my_experiment",
+        limit=3,
+        quantization=QuantizationConfig(
+            method=QuantMethod.BITSANDBYTES_4BIT, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+    )
     options = RunOptions(output=tmp_path / "out", log_model="none")
     result = run_experiment(config, options=options)
     assert result.finished and 0 <= result.metrics["quality/f1_last_turn"] <= 1
@@ -152,8 +210,10 @@ def test_sigkill_of_the_parent_is_tidied_at_the_next_start(tmp_path: Path, ready
 
 
 def _start_sweep(folder: Path) -> subprocess.Popen[bytes]:
-    code = ("import sys; from pathlib import Path; from llamaquant import presets, run_sweep, RunOptions\n"
-            "run_sweep(presets.quick(limit=3), options=RunOptions(Path(sys.argv[1]), 'none'))")
+    code = (
+        "import sys; from pathlib import Path; from llamaquant import presets, run_sweep, RunOptions\n"
+        "run_sweep(presets.quick(limit=3), options=RunOptions(Path(sys.argv[1]), 'none'))"
+    )
     return subprocess.Popen([sys.executable, "-c", code, str(folder / "out")], cwd=folder)
 
 
@@ -201,9 +261,24 @@ def test_real_model_on_real_stories_equals_lm_evals_own_numbers(tmp_path: Path) 
     outcome = run_experiment(config, options=RunOptions(tmp_path / "out", "none"))
     task = next((tmp_path / "out" / "evaluation").iterdir())
     arguments = f"pretrained={model},dtype=float32,max_length=4096"
-    command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--model_args", arguments, "--include_path", str(task),
-               "--tasks", "llamaquant_coqa", "--batch_size", "4", "--device", "cpu", "--log_samples",
-               "--output_path", str(tmp_path / "scores")]
+    command = [
+        str(Path(sys.executable).parent / "lm_eval"),
+        "--model",
+        "hf",
+        "--model_args",
+        arguments,
+        "--include_path",
+        str(task),
+        "--tasks",
+        "llamaquant_coqa",
+        "--batch_size",
+        "4",
+        "--device",
+        "cpu",
+        "--log_samples",
+        "--output_path",
+        str(tmp_path / "scores"),
+    ]
     subprocess.run(command, check=True, timeout=3000)
     scores = json.loads(next((tmp_path / "scores").rglob("results_*.json")).read_text())["results"]["llamaquant_coqa"]
     assert outcome.metrics["quality/f1_last_turn"] == pytest.approx(scores["f1,none"], abs=1e-12)
@@ -213,6 +288,6 @@ def test_real_model_on_real_stories_equals_lm_evals_own_numbers(tmp_path: Path) 
         sample = json.loads(line)
         theirs[sample["doc"]["id"]] = sample["resps"][0][0].strip().split("\n")[0]
     client = mlflow.MlflowClient()
-    folder = Path(client.download_artifacts(outcome.run_id, "predictions.jsonl", str(tmp_path)))
+    folder = Path(client.download_artifacts(outcome.run_id, "predictions_last_turn.jsonl", str(tmp_path)))
     ours = {p["story_id"]: p["prediction"] for p in map(json.loads, folder.read_text().splitlines())}
     assert ours == theirs and len(ours) == 30
