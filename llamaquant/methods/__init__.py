@@ -29,6 +29,7 @@ class QuantMethod(StrEnum):
     GPTQ = "gptq", "gptq:GPTQ"
     AWQ = "awq", "awq:AWQ"
     RTN = "rtn", "rtn:RTN"
+    AUTOROUND = "autoround", "autoround:AutoRound"
 
 
 def parse_method(name: str) -> QuantMethod:
