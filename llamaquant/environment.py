@@ -34,8 +34,8 @@ def _git(*arguments: str) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the code that runs, or `unknown` outside a checkout."""
-    return _git("rev-parse", "HEAD") or "unknown"
+    """Commit of the code that runs; LLAMAQUANT_COMMIT where it was copied without its repository, else `unknown`."""
+    return _git("rev-parse", "HEAD") or os.environ.get("LLAMAQUANT_COMMIT") or "unknown"
 
 
 def git_dirty() -> bool:
