@@ -24,6 +24,9 @@ PRESETS: dict[str, Spec] = {
     "gptq_4bit_g128": {"method": "gptq", "gptq_bits": 4, "gptq_group_size": 128},
     "gptq_3bit_g128": {"method": "gptq", "gptq_bits": 3, "gptq_group_size": 128},
     "awq_4bit_g128": {"method": "awq", "awq_group_size": 128},
+    "gptq_4bit_g128_head8": {"method": "gptq", "gptq_bits": 4, "gptq_group_size": 128, "gptq_head_bits": 8},
+    "rtn_4bit_g128": {"method": "rtn", "rtn_bits": 4, "rtn_group_size": 128},
+    "autoround_3bit_g128": {"method": "autoround", "autoround_bits": 3, "autoround_group_size": 128},
 }
 
 BASELINES = ("bf16_baseline", "fp16_baseline")
@@ -38,6 +41,8 @@ GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
     },
     "gptq": {"gptq": {"gptq_bits": [8, 4, 3, 2], "gptq_group_size": [128, 64, 32]}},
     "awq": {"awq": {"awq_group_size": [128, 64, 32]}},
+    "rtn": {"rtn": {"rtn_bits": [8, 4, 3, 2], "rtn_group_size": [128, 64, 32]}},
+    "autoround": {"autoround": {"autoround_bits": [4, 3, 2], "autoround_group_size": [128, 64, 32]}},
 }
 """Sweep name -> method -> option -> values; the product of the values is run."""
 
@@ -50,7 +55,35 @@ FULL_GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
     "gptq": {"gptq": {"gptq_bits": [8, 4, 3, 2], "gptq_group_size": [128, 64, 32, -1], "gptq_desc_act": [False, True],
                       "gptq_sym": [True, False]}},
     "awq": {"awq": {"awq_group_size": [128, 64, 32], "awq_zero_point": [True, False]}},
+    "rtn": {"rtn": {"rtn_bits": [8, 4, 3, 2], "rtn_group_size": [128, 64, 32, -1], "rtn_sym": [True, False],
+                    "rtn_head_bits": [16, 8, 4]}},
+    "autoround": {"autoround": {"autoround_bits": [8, 4, 3, 2], "autoround_group_size": [128, 64, 32, -1],
+                                "autoround_sym": [True, False]}},
 }
+
+_BNB_4 = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+_GPTQ = ("gptq_bits", "gptq_group_size", "gptq_desc_act", "gptq_sym")
+_RTN = ("rtn_bits", "rtn_group_size", "rtn_sym", "rtn_head_bits")
+_AUTOROUND = ("autoround_bits", "autoround_group_size", "autoround_sym", "autoround_iters")
+PAIRWISE: tuple[Spec, ...] = (
+    {"method": "bnb_8bit"},
+    {"method": "bnb_8bit", "bnb_8bit_threshold": 0.0},
+    *({"method": "bnb_4bit", **dict(zip(_BNB_4, row, strict=True))} for row in (
+        ("nf4", False, "auto"), ("nf4", True, "fp32"), ("fp4", False, "fp32"), ("fp4", True, "auto"))),
+    *({"method": "gptq", **dict(zip(_GPTQ, row, strict=True))} for row in (
+        (8, 128, False, True), (8, -1, True, False), (4, 128, True, True), (4, 64, False, False),
+        (3, 128, False, True), (3, 32, True, False), (2, 64, True, True), (2, 32, False, False))),
+    {"method": "gptq", "gptq_bits": 4, "gptq_group_size": 32, "gptq_head_bits": 8},
+    *({"method": "awq", "awq_group_size": group, "awq_zero_point": zero} for group, zero in (
+        (128, True), (64, False), (32, True))),
+    *({"method": "rtn", **dict(zip(_RTN, row, strict=True))} for row in (
+        (8, 64, True, 8), (4, -1, False, 4), (3, 128, True, 16), (3, -1, True, 16), (2, 128, False, 16))),
+    *({"method": "autoround", **dict(zip(_AUTOROUND, row, strict=True))} for row in (
+        (8, 32, False, 50), (3, 64, False, 50), (2, -1, True, 50))),
+)
+"""Sweep `all`: every value of the study's tables, and every pair of bits x group, bits x grid and group x grid, whichever
+method runs it; the full factorial is 200 configs and more."""
+
 
 
 def _expand(grid: dict[str, dict[str, list[Any]]]) -> list[Spec]:
@@ -82,7 +115,7 @@ def quick(**settings: Any) -> list[ExperimentConfig]:
 
 
 def sweep(method: str, grid: str = "default", **settings: Any) -> list[ExperimentConfig]:
-    """Both baselines and every point of a method family's grid; `all` joins the families."""
+    """Both baselines and every point of a method family's grid; `all` is the pairwise preset, or with `grid=full` all families."""
     grids = {"default": GRIDS, "full": FULL_GRIDS}
     if grid not in grids:
         raise ConfigError(f"grid must be {' or '.join(grids)}, got {grid!r}: use default")
@@ -90,6 +123,8 @@ def sweep(method: str, grid: str = "default", **settings: Any) -> list[Experimen
     if method != "all" and method not in families:
         raise ConfigError(f"method of a sweep must be {', '.join(families)} or all, got {method!r}: use bnb")
     chosen = [preset(name, **settings) for name in BASELINES]
+    if method == "all" and grid == "default":
+        return chosen + [from_spec(spec, **settings) for spec in PAIRWISE]
     for family in families if method == "all" else (method,):
         chosen += [from_spec(spec, **settings) for spec in _expand(families[family])]
     return chosen
