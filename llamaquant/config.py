@@ -133,7 +133,7 @@ class ExperimentConfig:
         seed: of the subset and of everything drawn at random.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `fp16`, `bf16` or `fp32`: of everything that is not quantized.
-        batch_size: questions per batch of the evaluation.
+        batch_size: questions per batch of lm-eval's evaluation; 0 is 8 on a CPU and 64 on a GPU.
         max_length: prompt plus answer in tokens; 0 takes the model's context, at most 4096.
         calibration: texts for methods that need them.
     """
@@ -150,7 +150,7 @@ class ExperimentConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 8
+    batch_size: int = 0
     max_length: int = 0
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
@@ -170,7 +170,7 @@ class ExperimentConfig:
         if self.limit is not None:
             _whole("limit", self.limit, 1, 10_000_000)
         _whole("seed", self.seed, 0, 2**32 - 1)
-        _whole("batch_size", self.batch_size, 1, 4096)
+        _whole("batch_size", self.batch_size, 0, 4096)
         if self.max_length:
             _whole("max_length", self.max_length, 64, 131_072)
 

@@ -14,7 +14,7 @@ from llamaquant.environment import version_of, versions
 from llamaquant.errors import TrialError
 from llamaquant.evaluators.eager import random_ids
 from llamaquant.evaluators.footprint import count_parameters, measure_footprint
-from llamaquant.evaluators.harness import context_length, evaluate_last_turns
+from llamaquant.evaluators.harness import BATCH_SIZE, context_length, evaluate_last_turns
 from llamaquant.evaluators.latency import measure_latency
 from llamaquant.evaluators.memory import PeakMeter, measure_memory
 from llamaquant.evaluators.quality import try_all_turns
@@ -87,7 +87,7 @@ def _build(config: ExperimentConfig, source: ModelSource, device: str, dtype: st
         fingerprint=fingerprint, config=config.to_params(), loader=loaded.loader, kernel=loaded.kernel,
         device=device.partition(":")[0], dtype=dtype, parameters=parameters, block_parameters=block_parameters,
         prepare_seconds=seconds, versions=versions(), sha256={})
-    (folder / "README.md").write_text(readme(config, loaded.loader, dtype), "utf-8")
+    (folder / "README.md").write_text(readme(config, loaded.loader, dtype, device), "utf-8")
     write_manifest(folder, manifest)
 
 
@@ -194,9 +194,10 @@ def _quality(config: ExperimentConfig, loaded: LoadedModel, output: Path, baseli
     return last, every, note
 
 
-def readme(config: ExperimentConfig, loader: str, dtype: str) -> str:
+def readme(config: ExperimentConfig, loader: str, dtype: str, device: str) -> str:
     """The note inside every artifact: what it is, how to load it, how to score it again."""
     name = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[dtype]
+    batch_size = config.batch_size or BATCH_SIZE[device.partition(":")[0]]
     settings = "\n".join(f"| {key.removeprefix('config.')} | `{value}` |" for key, value in config.to_params().items() if value)
     return f"""# {config.name}
 
@@ -219,7 +220,7 @@ same name in the output folder:
 
 ```
 lm_eval --model hf --model_args pretrained=PATH_OF_THIS_FOLDER,dtype={name} --include_path TASK_FOLDER \\
-  --tasks llamaquant_coqa --batch_size {config.batch_size} --device cpu
+  --tasks llamaquant_coqa --batch_size {batch_size} --device {device}
 ```
 
 | setting | value |

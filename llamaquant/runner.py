@@ -94,6 +94,7 @@ def _log_result(tracker: Tracker, run: str, result: ExperimentResult, prediction
         "llamaquant.kernel": result.kernel, "artifact.loader": result.loader, "llamaquant.notes": " | ".join(result.notes)})
     tracker.text(run, json.dumps(result.latency.raw(), indent=1) + "\n", "latency_samples.json")
     if result.quality:
+        tracker.log(run, tags={"quality.batch_size": str(result.quality.batch_size)})
         tracker.text(run, _lines(result.quality.predictions), "predictions_last_turn.jsonl")
     if result.all_turns:
         text = _lines(result.all_turns.predictions)

@@ -98,7 +98,7 @@ def test_frozen() -> None:
         ({"limit": 2.5}, "whole number"),
         ({"limit": True}, "got True"),
         ({"seed": -1}, "seed"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -1}, "batch_size"),
         ({"max_length": 5}, "max_length"),
         ({"device": "tpu"}, "'tpu'"),
         ({"device": "cuda:x"}, "cuda:N"),

@@ -115,7 +115,7 @@ BAD_ARGUMENTS = [
     ("sweep", "--dtype int8", "'int8'"),
     ("sweep", "--seed x", "'x'"),
     ("sweep", "--seed -1", "got -1"),
-    ("sweep", "--batch_size 0", "batch_size"),
+    ("sweep", "--batch_size -2", "batch_size"),
     ("sweep", "--max_length 7", "max_length"),
     ("sweep", "--weights gold", "'gold'"),
     ("sweep", "--dataset /nowhere/coqa.json", "existing file"),

@@ -22,6 +22,9 @@ TASK_NAME = "llamaquant_coqa"
 MAX_CONTEXT = 4096
 """Prompt plus answer, where the config does not say: the longest CoQA dialogue fits, and no batch is padded to 128 k."""
 
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+"""Questions per batch where the config does not say. Fixed per kind of device, so that a run can be repeated."""
+
 
 def write_task(stories: Sequence[Story], folder: Path) -> Path:
     """Write a task file that includes lm-eval's own `coqa` and points to `stories`; returns the folder of this task.
@@ -51,12 +54,13 @@ def _write_whole(path: Path, text: str) -> None:
 
 def evaluate_last_turns(loaded: LoadedModel, stories: Sequence[Story], *, task_folder: Path, batch_size: int,
                         max_length: int, seed: int, progress: Progress) -> Quality:
-    """Score the last turn of each story with lm-eval's `coqa`, batch size fixed, no response cache.
+    """Score the last turn of each story with lm-eval's `coqa`, batch size fixed (0: by kind of device), no response cache.
 
     Evaluation that runs out of memory halves its batch, notes it, and goes on; DataError for no stories.
     """
     if not stories:
         raise DataError("an evaluation must have stories, got none: raise limit")
+    batch_size = batch_size or BATCH_SIZE[loaded.model.device.type]
     task = write_task(stories, task_folder)
     notes: list[str] = []
     while True:

@@ -140,7 +140,7 @@ def test_the_artifact_alone_gives_the_logged_f1_through_the_lm_eval_command(swep
         "--tasks",
         "llamaquant_coqa",
         "--batch_size",
-        run.data.params["config.batch_size"],
+        run.data.tags["quality.batch_size"],
         "--device",
         "cpu",
         "--output_path",
@@ -257,7 +257,7 @@ def test_real_model_on_real_stories_equals_lm_evals_own_numbers(tmp_path: Path) 
     if shared is None or not (model / "config.json").is_file():
         pytest.skip("needs LLAMAQUANT_SMOLLM2 (a SmolLM2-135M folder) and LLAMAQUANT_SHARED (open CoQA stories)")
     data = shared / "data" / "coqa-dev-open.json.gz"
-    config = ExperimentConfig("smollm2", model=str(model), dataset=str(data), limit=30, dtype="fp32", batch_size=4)
+    config = ExperimentConfig("smollm2", model=str(model), dataset=str(data), limit=30, dtype="fp32", batch_size=1, turns="last")
     outcome = run_experiment(config, options=RunOptions(tmp_path / "out", "none"))
     task = next((tmp_path / "out" / "evaluation").iterdir())
     arguments = f"pretrained={model},dtype=float32,max_length=4096"
@@ -272,7 +272,7 @@ def test_real_model_on_real_stories_equals_lm_evals_own_numbers(tmp_path: Path) 
         "--tasks",
         "llamaquant_coqa",
         "--batch_size",
-        "4",
+        "1",
         "--device",
         "cpu",
         "--log_samples",
