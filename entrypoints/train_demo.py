@@ -1,11 +1,11 @@
 """Train the embedded demo model anew: `mlflow run . -e train_demo`. The result goes to `out`, not into the package."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from llamaquant import cli
 from llamaquant.demo.train import TrainConfig
+from llamaquant.environment import git_commit
 
 OWN = {
     "out": ("outputs/demo", "folder of the new checkpoint"),
@@ -15,7 +15,8 @@ OWN = {
     "learning_rate": (TrainConfig.learning_rate, "peak of the warm-up"),
     "seed": (TrainConfig.seed, "of data and initial weights"),
     "device": (TrainConfig.device, "auto, cuda or cpu"),
-    "workers": (os.cpu_count() or 2, "processes that write stories"),
+    "workers": (TrainConfig.workers, "processes that write stories"),
+    "compile": (TrainConfig.compile, "torch.compile: faster on a GPU after about a minute"),
     "eval_stories": (TrainConfig.eval_stories, "evaluation stories at the end"),
 }
 
@@ -23,7 +24,7 @@ OWN = {
 def main(argv: Sequence[str]) -> None:
     values, _ = cli.parse(cli.bare_parser(__doc__ or "", OWN), argv)
     out = Path(values.pop("out")).expanduser()
-    config = TrainConfig(**{name: cli.typed(name, text, OWN[name][0]) for name, text in values.items()})
+    config = TrainConfig(**{name: cli.typed(name, text, OWN[name][0]) for name, text in values.items()}, commit=git_commit())
     from llamaquant.tracking import MlflowTracker
     from llamaquant.training import train_tracked
 

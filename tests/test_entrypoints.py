@@ -255,3 +255,20 @@ def test_every_declared_parameter_reaches_the_program(entry: str, monkeypatch: p
 def test_main_takes_the_quick_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = call("main", ["--quick", "--plan", "true", "--limit", "2"], monkeypatch)
     assert code == 0 and "fp16_baseline" in out and "bnb_8bit" in out and "bnb_4bit_nf4" in out
+
+
+def test_training_parameters_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from llamaquant.demo.train import TrainConfig
+
+    point = PROJECT["entry_points"]["train_demo"]
+    assert re.findall(r"\{(\w+)\}", point["command"]) == list(point["parameters"])
+    for name, declared in point["parameters"].items():
+        if name != "out":
+            default = getattr(TrainConfig, name)
+            assert declared["default"] == (str(default).lower() if isinstance(default, bool) else str(default)), name
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    code, _, err = call("train_demo", ["--out", str(tmp_path / "full")], monkeypatch)
+    assert code == 2 and "new or empty folder" in err
+    code, _, err = call("train_demo", ["--steps", "0", "--out", str(tmp_path / "new")], monkeypatch)
+    assert code == 2 and "steps=0" in err and not (tmp_path / "new").exists()

@@ -209,6 +209,19 @@ def test_sigkill_of_the_parent_is_tidied_at_the_next_start(tmp_path: Path, ready
     assert "RUNNING" not in {run.info.status for run in children}
 
 
+def test_training_is_a_tracked_run_with_a_loadable_checkpoint(tmp_path: Path, ready_store: Path) -> None:
+    command = [sys.executable, "-m", "entrypoints.train_demo", "--out", str(tmp_path / "demo"), "--steps", "3", "--stories", "60"]
+    command += ["--batch_size", "4", "--eval_stories", "2", "--workers", "1", "--device", "cpu"]
+    subprocess.run(command, check=True, timeout=500, cwd=tmp_path)
+    (run,), _ = runs_of(ready_store)
+    assert run.info.status == "FINISHED" and run.info.run_name == "train_demo"
+    assert math.isfinite(run.data.metrics["train/loss_nats_per_token"]) and "quality/f1_last_turn" in run.data.metrics
+    from llamaquant.methods.base import load_pretrained
+
+    assert load_pretrained(tmp_path / "demo", "cpu", "bf16").kernel == "Linear"
+    assert run.data.tags["git.commit"][:12] in (tmp_path / "demo" / "README.md").read_text()
+
+
 def _start_sweep(folder: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path; from llamaquant import presets, run_sweep, RunOptions\n"
