@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,12 @@ def quantize(source: Source, settings: Any, texts: Sequence[str], out: Path, dty
     torch.manual_seed(source.seed)
     tokenizer = load_tokenizer(source.folder)
     settings.device = torch.device(source.device)
-    wrapper = gptqmodel.GPTQModel.load(str(source.folder), settings, trust_remote_code=False, dtype=torch_dtype(dtype))
+    folder, out = source.folder.resolve(), out.resolve()
     rows = [tokenizer(text)["input_ids"][:source.sequence_length] for text in texts]
-    wrapper.quantize(rows or None, batch_size=1, tokenizer=tokenizer, calibration_data_min_length=0,
-                     backend=gptqmodel.BACKEND(backend))
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # the vendor writes `logs/` where it stands
+        wrapper = gptqmodel.GPTQModel.load(str(folder), settings, trust_remote_code=False, dtype=torch_dtype(dtype))
+        wrapper.quantize(rows or None, batch_size=1, tokenizer=tokenizer, calibration_data_min_length=0,
+                         backend=gptqmodel.BACKEND(backend))
     model = wrapper.model
     _cast_unquantized(model, torch_dtype(source.dtype), source.device)
     wrapper.save(str(out))
