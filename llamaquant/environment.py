@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "bitsandbytes", "gptqmodel", "optimum", "lm-eval", "accelerate", "mlflow", "optuna",
+PACKAGES = ("torch", "transformers", "bitsandbytes", "gptqmodel", "auto-round", "optimum", "lm-eval", "accelerate", "mlflow", "optuna",
             "numpy", "tokenizers", "safetensors", "datasets")
 
 

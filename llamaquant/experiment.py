@@ -21,7 +21,7 @@ from llamaquant.evaluators.quality import try_all_turns
 from llamaquant.isolation import Progress
 from llamaquant.methods import get_method
 from llamaquant.methods.base import Source
-from llamaquant.model import LoadedModel, resolve_device, resolve_dtype, torch_dtype
+from llamaquant.model import DTYPES, LoadedModel, resolve_device, resolve_dtype, torch_dtype
 from llamaquant.results import AllTurns, ExperimentResult, Quality
 from llamaquant.sources import ModelSource, resolve_model, resolve_stories
 
@@ -77,7 +77,8 @@ def _build(config: ExperimentConfig, source: ModelSource, device: str, dtype: st
 
     method = get_method(config.quantization.method)
     started = time.perf_counter()
-    loaded = method.prepare(Source(source.folder, device, dtype, config.seed), config.quantization.options, texts, folder)
+    origin = Source(source.folder, device, dtype, config.seed, config.calibration.sequence_length)
+    loaded = method.prepare(origin, config.quantization.options, texts, folder)
     seconds = time.perf_counter() - started
     probe = _probe_logits(loaded, source.shape.vocabulary)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -194,34 +195,49 @@ def _quality(config: ExperimentConfig, loaded: LoadedModel, output: Path, baseli
     return last, every, note
 
 
-def readme(config: ExperimentConfig, loader: str, dtype: str, device: str) -> str:
-    """The note inside every artifact: what it is, how to load it, how to score it again."""
-    name = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[dtype]
-    batch_size = config.batch_size or BATCH_SIZE[device.partition(":")[0]]
-    settings = "\n".join(f"| {key.removeprefix('config.')} | `{value}` |" for key, value in config.to_params().items() if value)
-    return f"""# {config.name}
-
-A Llama-like checkpoint that llamaquant made with method `{config.quantization.method}`. `llamaquant.json` states the versions,
-the fingerprint, and the SHA-256 of every file.
-
-Load it ({loader}):
-
-```python
+LOADING = {
+    "transformers": """```python
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "PATH_OF_THIS_FOLDER"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{name})
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{dtype})
 ```
 
 Score it again with lm-eval's command line; TASK_FOLDER is the artifact `evaluation` of the parent run, or the folder of the
 same name in the output folder:
 
 ```
-lm_eval --model hf --model_args pretrained=PATH_OF_THIS_FOLDER,dtype={name} --include_path TASK_FOLDER \\
+lm_eval --model hf --model_args pretrained=PATH_OF_THIS_FOLDER,dtype={dtype} --include_path TASK_FOLDER \\
   --tasks llamaquant_coqa --batch_size {batch_size} --device {device}
-```
+```""",
+    "llamaquant": """Plain transformers and other loaders cannot read it: embedding and head are packed to fewer than 16 bits, in a file of
+their own.
+
+```python
+from pathlib import Path
+from llamaquant.methods import get_method, parse_method
+
+loaded = get_method(parse_method("{method}")).load(Path("PATH_OF_THIS_FOLDER"), "{device}", "{short}")
+loaded.model, loaded.tokenizer
+```""",
+}
+"""How to load a checkpoint, by the library that can."""
+
+
+def readme(config: ExperimentConfig, loader: str, dtype: str, device: str) -> str:
+    """The note inside every artifact: what it is, how to load it, how to score it again."""
+    settings = "\n".join(f"| {key.removeprefix('config.')} | `{value}` |" for key, value in config.to_params().items() if value)
+    how = LOADING[loader].format(
+        dtype=DTYPES[dtype], short=dtype, device=device, method=config.quantization.method,
+        batch_size=config.batch_size or BATCH_SIZE[device.partition(":")[0]])
+    return f"""# {config.name}
+
+A Llama-like checkpoint that llamaquant made with method `{config.quantization.method}`. `llamaquant.json` states the versions,
+the fingerprint, and the SHA-256 of every file. It loads with {loader}:
+
+{how}
 
 | setting | value |
 | --- | --- |

@@ -36,7 +36,14 @@ LAYERS = {
     "cli": 10,
     "__init__": 11,
 }
-HOMES = {"mlflow": "tracking.py", "optuna": "study.py", "bitsandbytes": "methods/bnb.py", "lm_eval": "evaluators/"}
+HOMES = {
+    "mlflow": "tracking.py",
+    "optuna": "study.py",
+    "bitsandbytes": "methods/bnb.py",
+    "gptqmodel": "methods/_gptqmodel.py",
+    "auto_round": "methods/autoround.py",
+    "lm_eval": "evaluators/",
+}
 DOCTOR_MAY = {"bitsandbytes", "gptqmodel"}
 
 
